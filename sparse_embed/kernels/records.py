@@ -1,0 +1,250 @@
+"""Moving whole records, and the flags that say what became of them.
+
+Shapes   records (S, W) f4: the resident records, W lanes each · flags (S,) u1 · rows (n,) i8
+         slots (n,) i8 · data (n, W) f4: records on their way to or from a file
+Flags    DIRTY: newer than the newest commit frame · INFLIGHT: in the frame being written now
+         REFERENCED: used since the clock hand passed · PINNED: needed by the batch in hand
+         USED: the slot holds a row (indexed tables)
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numba import prange
+
+from sparse_embed.kernels._intrinsics import prefetch
+from sparse_embed.kernels._jit import DIGEST, cpu_kernel, serial_kernel
+
+DIRTY = np.uint8(1)
+INFLIGHT = np.uint8(2)
+REFERENCED = np.uint8(8)
+PINNED = np.uint8(4)
+USED = np.uint8(16)
+UNSAVED = np.uint8(3)  # DIRTY | INFLIGHT: must go to the scratch file when evicted
+_KEEP = np.uint8(255)
+_ONE = np.uint64(1)
+_SIX = np.int64(6)
+_MASK6 = np.int64(63)
+_CHUNKS = 32
+_AHEAD = 8
+
+
+@functools.cache
+def gather_records_cpu():
+    digest = DIGEST
+
+    @cpu_kernel
+    def gather_records(records, slots, data):
+        """data[i] = records[slots[i]]"""
+        digest  # noqa: B018 - a closure cell: part of the disk cache's key
+        n, width = data.shape
+        for c in prange(_CHUNKS):
+            begin, end = n * c // _CHUNKS, n * (c + 1) // _CHUNKS
+            for i in range(begin, end):
+                if i + _AHEAD < end:
+                    prefetch(records, slots[i + _AHEAD], 0)
+                s = slots[i]
+                for d in range(width):
+                    data[i, d] = records[s, d]
+
+    return gather_records
+
+
+@functools.cache
+def scatter_records_cpu():
+    digest = DIGEST
+
+    @cpu_kernel
+    def scatter_records(records, slots, data):
+        """records[slots[i]] = data[i]; slots are distinct."""
+        digest  # noqa: B018
+        n, width = data.shape
+        for c in prange(_CHUNKS):
+            begin, end = n * c // _CHUNKS, n * (c + 1) // _CHUNKS
+            for i in range(begin, end):
+                s = slots[i]
+                for d in range(width):
+                    records[s, d] = data[i, d]
+
+    return scatter_records
+
+
+@functools.cache
+def select_flagged_cpu():
+    digest = DIGEST
+
+    @serial_kernel
+    def select_flagged(flags, limit, want, slots):
+        """Slots below `limit` with any flag of `want`, ascending; counts all, stores what fits."""
+        digest  # noqa: B018
+        n = 0
+        room = slots.shape[0]
+        for s in range(limit):
+            if flags[s] & want:
+                if n < room:
+                    slots[n] = s
+                n += 1
+        return n
+
+    return select_flagged
+
+
+@functools.cache
+def change_flags_cpu():
+    digest = DIGEST
+
+    @serial_kernel
+    def change_flags(flags, slots, clear, put):
+        """flags[s] = flags[s] & ~clear | put for the given slots."""
+        digest  # noqa: B018
+        for i in range(slots.shape[0]):
+            s = slots[i]
+            flags[s] = (flags[s] & (_KEEP ^ clear)) | put
+
+    return change_flags
+
+
+@functools.cache
+def mark_written_cpu():
+    digest = DIGEST
+
+    @serial_kernel
+    def mark_written(flags, limit):
+        """After a frame is taken: every DIRTY flag below `limit` becomes INFLIGHT."""
+        digest  # noqa: B018
+        for s in range(limit):
+            if flags[s] & DIRTY:
+                flags[s] = (flags[s] & (_KEEP ^ DIRTY)) | INFLIGHT
+
+    return mark_written
+
+
+@functools.cache
+def settle_cpu():
+    digest = DIGEST
+
+    @serial_kernel
+    def settle(flags, limit, put):
+        """The frame's fate is known: INFLIGHT flags become `put` (0 durable, DIRTY failed)."""
+        digest  # noqa: B018
+        for s in range(limit):
+            if flags[s] & INFLIGHT:
+                flags[s] = (flags[s] & (_KEEP ^ INFLIGHT)) | put
+
+    return settle
+
+
+@functools.cache
+def reference_cpu():
+    digest = DIGEST
+
+    @cpu_kernel
+    def reference(flags, slots, put, counts):
+        """Set flags `put` of the slots used; -1 marks a miss, counted by chunk in `counts`.
+
+        Threads may store the same byte twice, always with the same value: nobody else writes now.
+        """
+        digest  # noqa: B018
+        n = slots.shape[0]
+        chunks = counts.shape[0]
+        for c in prange(chunks):
+            count = 0
+            for i in range(n * c // chunks, n * (c + 1) // chunks):
+                s = slots[i]
+                if s < 0:
+                    count += 1
+                elif (flags[s] & put) != put:
+                    flags[s] = flags[s] | put
+            counts[c] = count
+
+    return reference
+
+
+@functools.cache
+def choose_victims_cpu():
+    digest = DIGEST
+
+    @serial_kernel
+    def choose_victims(flags, limit, hand, victims):
+        """Second chance: fill `victims` with slots to evict, from `hand` on.
+
+        A referenced slot loses its mark and is passed over once; pinned and free ones always.
+        Returns (found, hand).  Found is smaller than asked when all others are pinned.
+        """
+        digest  # noqa: B018
+        found = 0
+        steps = 0
+        while found < victims.shape[0] and steps < 2 * limit:
+            f = flags[hand]
+            if f & USED and not f & PINNED:
+                if f & REFERENCED:
+                    flags[hand] = f & (_KEEP ^ REFERENCED)
+                else:
+                    victims[found] = hand
+                    found += 1
+                    flags[hand] = f | PINNED  # not twice in one call
+            hand += 1
+            if hand >= limit:
+                hand = 0
+            steps += 1
+        return found, hand
+
+    return choose_victims
+
+
+@functools.cache
+def missing_rows_cpu():
+    digest = DIGEST
+
+    @cpu_kernel
+    def missing_rows(present, rows, counts):
+        """counts[c] = how many rows of chunk c have no bit in `present` ((E + 63) // 64,) u8."""
+        digest  # noqa: B018
+        n = rows.shape[0]
+        chunks = counts.shape[0]
+        for c in prange(chunks):
+            count = 0
+            for i in range(n * c // chunks, n * (c + 1) // chunks):
+                r = rows[i]
+                if not (present[r >> _SIX] >> np.uint64(r & _MASK6)) & _ONE:
+                    count += 1
+            counts[c] = count
+
+    return missing_rows
+
+
+@functools.cache
+def collect_missing_cpu():
+    digest = DIGEST
+
+    @serial_kernel
+    def collect_missing(present, rows, missing):
+        """The rows without a bit in `present`, each once, in order of appearance; sets the bits."""
+        digest  # noqa: B018
+        n = 0
+        for i in range(rows.shape[0]):
+            r = rows[i]
+            bit = _ONE << np.uint64(r & _MASK6)
+            if not present[r >> _SIX] & bit:
+                present[r >> _SIX] |= bit
+                missing[n] = r
+                n += 1
+        return n
+
+    return collect_missing
+
+
+@functools.cache
+def clear_bits_cpu():
+    digest = DIGEST
+
+    @serial_kernel
+    def clear_bits(present, rows):
+        digest  # noqa: B018
+        for i in range(rows.shape[0]):
+            r = rows[i]
+            present[r >> _SIX] &= ~(_ONE << np.uint64(r & _MASK6))
+
+    return clear_bits

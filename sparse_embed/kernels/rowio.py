@@ -1,0 +1,137 @@
+"""Many small reads and writes of one file, without Python between them.
+
+Shapes   offsets (n,) i8: byte offset of each record in the file · data (n, b) u1: the records
+Result   (position, code): the first record that failed, or (-1, 0); code is errno, or 0 where the
+         file ended early.  pread and pwrite never raise SIGBUS, whatever becomes of the file.
+Linux    POSIX_FADV_WILLNEED for every record of a chunk before its first read lets the device work
+         on many at once (3x on a cold file).
+
+The C library's functions are resolved by name when a kernel is compiled or loaded from the cache,
+so this module imports everywhere and the kernels exist where pread does.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
+
+from sparse_embed.kernels._jit import DIGEST, cpu_kernel, serial_kernel
+
+_IO = types.intp(types.int32, types.voidptr, types.uintp, types.int64)
+_pread = types.ExternalFunction("pread", _IO)
+_pwrite = types.ExternalFunction("pwrite", _IO)
+_fadvise = types.ExternalFunction(
+    "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
+)
+_CHUNKS = 16
+_WILLNEED = np.int32(3)
+_HAS_FADVISE = sys.platform.startswith("linux")
+
+
+@intrinsic
+def _pointer(typingctx, address):
+    """An address as a C `void *`."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.uint64), codegen
+
+
+@intrinsic
+def _errno(typingctx):
+    """The calling thread's errno (glibc and musl: *__errno_location())."""
+
+    def codegen(context, builder, signature, args):
+        name = "__errno_location" if sys.platform.startswith("linux") else "__error"
+        kind = ir.FunctionType(ir.IntType(32).as_pointer(), [])
+        module = builder.module
+        function = module.globals.get(name) or ir.Function(module, kind, name)
+        return builder.load(builder.call(function, []))
+
+    return types.int32(), codegen
+
+
+@functools.cache
+def read_cpu():
+    digest = DIGEST
+    advise = _HAS_FADVISE
+
+    @cpu_kernel
+    def read(fd, offsets, data):
+        digest  # noqa: B018 - a closure cell: part of the disk cache's key
+        n, size = data.shape
+        base = np.uint64(data.ctypes.data)
+        failed = np.full(_CHUNKS, -1, np.int64)
+        codes = np.zeros(_CHUNKS, np.int64)
+        for c in prange(_CHUNKS):
+            begin, end = n * c // _CHUNKS, n * (c + 1) // _CHUNKS
+            if advise:
+                for i in range(begin, end):
+                    _fadvise(np.int32(fd), offsets[i], np.int64(size), _WILLNEED)
+            for i in range(begin, end):
+                where = _pointer(base + np.uint64(i) * np.uint64(size))
+                got = _pread(np.int32(fd), where, np.uint64(size), offsets[i])
+                if got != size:
+                    failed[c] = i
+                    codes[c] = _errno() if got < 0 else 0
+                    break
+        for c in range(_CHUNKS):
+            if failed[c] >= 0:
+                return failed[c], codes[c]
+        return np.int64(-1), np.int64(0)
+
+    return read
+
+
+@functools.cache
+def read_serial():
+    digest = DIGEST
+
+    @serial_kernel
+    def read(fd, offsets, data):
+        """As read_cpu, for a background thread."""
+        digest  # noqa: B018
+        n, size = data.shape
+        base = np.uint64(data.ctypes.data)
+        for i in range(n):
+            where = _pointer(base + np.uint64(i) * np.uint64(size))
+            got = _pread(np.int32(fd), where, np.uint64(size), offsets[i])
+            if got != size:
+                return np.int64(i), np.int64(_errno() if got < 0 else 0)
+        return np.int64(-1), np.int64(0)
+
+    return read
+
+
+@functools.cache
+def write_serial():
+    digest = DIGEST
+
+    @serial_kernel
+    def write(fd, offsets, data):
+        """Write each record at its offset; neighbours in the file go out in one call."""
+        digest  # noqa: B018
+        n, size = data.shape
+        base = np.uint64(data.ctypes.data)
+        i = 0
+        while i < n:
+            j = i + 1
+            while j < n and offsets[j] == offsets[j - 1] + size:
+                j += 1
+            done, total = np.int64(0), np.int64((j - i) * size)
+            while done < total:
+                where = _pointer(base + np.uint64(i) * np.uint64(size) + np.uint64(done))
+                put = _pwrite(np.int32(fd), where, np.uint64(total - done), offsets[i] + done)
+                if put <= 0:
+                    return np.int64(i), np.int64(_errno() if put < 0 else 0)
+                done += put
+            i = j
+        return np.int64(-1), np.int64(0)
+
+    return write

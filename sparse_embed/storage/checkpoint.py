@@ -1,0 +1,194 @@
+"""Fold commits from the journal into the data files.
+
+    1  (the caller) store.json says folding = n; no reader stands before n
+    2  newest version of each row at or below commit n, read from the journal, never from memory,
+       written in row order to the data files; fsync of each
+    3  the store's arrays of commit n to a file of their own; fsync
+    4  store.json says folded = n: temporary file, fsync, rename, directory fsync
+    5  (the caller) segments without later commits are deleted
+
+A crash before 4 leaves the journal to be folded again: every step can be repeated.  Nothing here
+touches what a training thread changes, so a fold may run in the background; kernels are the serial
+ones, which need no thread pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+import zipfile
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_embed.errors import CorruptStoreError
+from sparse_embed.kernels.rowio import read_serial
+from sparse_embed.storage import files, manifest
+from sparse_embed.storage.data_file import DataFile
+from sparse_embed.storage.frame import Meta, segment_name
+from sparse_embed.storage.journal import Frame, Journal, read_failed
+from sparse_embed.storage.manifest import ArraysFile, CommitState, Manifest
+from sparse_embed.storage.rows import places_of, split_places
+
+Int64 = NDArray[np.int64]
+_CHUNK_BYTES = 4 << 20
+
+
+class FoldSyncError(Exception):
+    """A data file could not be synced: what it holds is unknown until the journal is folded again."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a fold reads: frames up to the commit, and descriptors of their segments."""
+
+    frames: tuple[Frame, ...]
+    fds: dict[int, int]
+    indices: dict[tuple[int, str], Int64]  # (commit, table) -> row numbers
+
+    @staticmethod
+    def of(journal: Journal, frames: list[Frame]) -> Source:
+        indices = {
+            (frame.commit, name): journal.indices(frame, section)
+            for frame in frames
+            for name, section in frame.meta.tables.items()
+        }
+        fds = {frame.segment: journal.segments[frame.segment].fd for frame in frames}
+        return Source(tuple(frames), fds, indices)
+
+    def newest(self, name: str) -> tuple[Int64, Int64]:
+        """(rows ascending, place of the newest version of each) of one table."""
+        rows, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for frame in reversed(self.frames):
+            section = frame.meta.tables.get(name)
+            if section is not None:
+                rows.append(self.indices[frame.commit, name])
+                places.append(places_of(frame, section))
+        unique, first = np.unique(np.concatenate(rows), return_index=True)
+        return unique, np.concatenate(places)[first]
+
+
+def write_rows(source: Source, name: str, file: DataFile) -> Int64:
+    """Write the newest versions of a table's rows to its data file; returns the rows.  No fsync."""
+    rows, places = source.newest(name)
+    lanes = file.layout.lanes
+    chunk = max(1, _CHUNK_BYTES // file.layout.record_bytes)
+    for begin in range(0, rows.size, chunk):
+        part = rows[begin : begin + chunk]
+        data = np.empty((part.size, lanes), np.float32)
+        for number, at, offsets in split_places(places[begin : begin + chunk]):
+            some = np.empty((at.size, lanes), np.float32)
+            failed, code = read_serial()(source.fds[number], offsets, some.view(np.uint8))
+            if failed >= 0:
+                read_failed(int(code), segment_name(number))
+            data[at] = some
+        failed, code = files.CALLS.pwrite_records(file.fd, file.offsets(part), data.view(np.uint8))
+        if failed >= 0:
+            files.raise_errno(int(code), f"cannot write rows to {file.where}")
+    return rows
+
+
+def state_of(meta: Meta) -> CommitState:
+    """What a frame's meta fixes besides rows."""
+    tables = {name: (section.step, section.lr) for name, section in meta.tables.items()}
+    return CommitState(tables, meta.metadata)
+
+
+def write_arrays(
+    directory: files.Directory, commit: int, arrays: dict[str, NDArray[Any]]
+) -> ArraysFile | None:
+    """Save the store's arrays as a plain .npz of their own, synced; the caller syncs the directory."""
+    if not arrays:
+        return None
+    data = io.BytesIO()
+    np.savez(data, **{_member(name): array for name, array in arrays.items()})  # type: ignore[arg-type]
+    encoded = data.getvalue()
+    name = f"arrays-{commit:06d}.npz"
+    where = directory.describe(name)
+    with files.explained(f"cannot write {where}"):
+        fd = files.CALLS.open(directory.fd, name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        try:
+            files.write_all(fd, memoryview(encoded), 0)
+            files.CALLS.fsync(fd)
+        finally:
+            files.CALLS.close(fd)
+    return ArraysFile(name, len(encoded), hashlib.sha256(encoded).hexdigest())
+
+
+def _member(name: str) -> str:
+    return "=" + name  # np.savez reserves a parameter name of its own ("file")
+
+
+def read_arrays(directory: files.Directory, said: ArraysFile | None) -> dict[str, NDArray[Any]]:
+    """The arrays of a checkpoint; CorruptStoreError when the file is not the one that was written."""
+    if said is None:
+        return {}
+    where = directory.describe(said.file)
+    try:
+        data = directory.read_small(said.file, said.bytes)
+    except FileNotFoundError:
+        raise CorruptStoreError(2, f"{where} is missing") from None
+    if len(data) != said.bytes or hashlib.sha256(data).hexdigest() != said.sha256:
+        raise CorruptStoreError(5, f"{where} fails its checksum; it was damaged or replaced")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise CorruptStoreError(5, f"{where} is compressed; ours never are")
+    with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
+        return {name.removeprefix("="): loaded[name] for name in loaded.files}
+
+
+class Fold:
+    """One checkpoint up to commit `upto`; `run` may be called in a thread of its own."""
+
+    def __init__(
+        self,
+        directory: files.Directory,
+        old: Manifest,
+        source: Source,
+        data_files: dict[str, DataFile],
+        arrays: dict[str, NDArray[Any]],
+    ) -> None:
+        last = source.frames[-1]
+        self.upto = last.commit
+        self.new = replace(
+            old, folded=self.upto, folding=self.upto, state=state_of(last.meta), arrays=None
+        )
+        self.rows: dict[str, Int64] = {}
+        self.error: BaseException | None = None
+        self._directory = directory
+        self._source = source
+        self._files = data_files
+        self._arrays = arrays
+        self._thread: threading.Thread | None = None
+
+    def run(self) -> None:
+        try:
+            for name, file in self._files.items():
+                self.rows[name] = write_rows(self._source, name, file)
+            for name, file in self._files.items():
+                if self.rows[name].size:
+                    try:
+                        files.CALLS.fsync(file.fd)
+                    except OSError as error:
+                        raise FoldSyncError(f"cannot sync {file.where}: {error}") from error
+            self.new.arrays = write_arrays(self._directory, self.upto, self._arrays)
+            with files.explained(f"cannot replace {self._directory.describe(manifest.NAME)}"):
+                manifest.write(self._directory, self.new)
+        except BaseException as error:
+            self.error = error
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self.run, name="sparse_embed-fold", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()

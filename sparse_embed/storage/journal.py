@@ -1,0 +1,588 @@
+"""The redo journal: append a commit frame, read frames back.
+
+Rules of reading
+- Segments are read in order of their numbers.  Frame numbers rise by one, digests chain.
+- A later segment whose first commit is n cuts the earlier one before n (a writer that opened an
+  earlier commit, or met a failed sync, goes on in a new segment).
+- Reading stops at the first frame that is not whole.  That is the end of the journal when nothing
+  later was ever committed; a later valid frame proves that the bytes in between were durable once,
+  so then it is damage, and an error that names file and offset.
+
+Rules of writing
+- One frame, one fdatasync; a new segment's directory entry is synced before the first frame counts.
+- Space is allocated before a frame is written: a full disk leaves the journal as it was.
+- After a failed write or sync nothing more is appended to that file: its pages may be marked clean
+  without being on disk.  The next frame begins a new segment.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_embed.errors import CorruptStoreError, StoreError, UnsupportedVersionError
+from sparse_embed.storage import files
+from sparse_embed.storage.frame import (
+    BLOCK,
+    DIGEST_BLOCK,
+    HEADER,
+    TRAILER,
+    FrameDigest,
+    FrameHeader,
+    Meta,
+    SegmentHeader,
+    TableSection,
+    align,
+    data_start,
+    segment_name,
+    segment_number,
+    trailer,
+)
+
+SEGMENT_BYTES = 256 << 20  # a segment takes no further frame beyond this size
+CHUNK = 8 << 20  # what a waiting commit stages at a time
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A commit found in the journal.  `at` is the file offset of its header."""
+
+    segment: int
+    at: int
+    commit: int
+    frame_bytes: int
+    data_at: int
+    digest: int
+    meta: Meta
+
+
+@dataclass
+class Segment:
+    header: SegmentHeader
+    fd: int
+    end: int  # first byte behind the last valid frame, a multiple of BLOCK
+    size: int
+
+
+class Staging:
+    """One recycled, page-aligned buffer for frames on their way to disk."""
+
+    def __init__(self) -> None:
+        self._map: mmap.mmap | None = None
+        self.bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def reserve(self, size: int) -> NDArray[np.uint8]:
+        """At least `size` bytes, rounded up to whole digest blocks."""
+        size = align(max(size, CHUNK), DIGEST_BLOCK)
+        if self.bytes.size < size:
+            self.bytes = np.empty(0, np.uint8)
+            self._map = mmap.mmap(-1, size)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+            self.bytes = np.frombuffer(self._map, np.uint8)
+        return self.bytes
+
+
+class FrameWriter:
+    """Fills the staging buffer and sends it out whenever it is full."""
+
+    def __init__(
+        self, fd: int, at: int, header: FrameHeader, buffer: NDArray[np.uint8], what: str
+    ) -> None:
+        self._fd = fd
+        self._at = at
+        self._header = header
+        self._buffer = buffer
+        self._what = what
+        self._filled = 0
+        self._sent = 0
+        self._digest = FrameDigest(header.salt)
+        self.put(header.encode())
+
+    def put(self, data: bytes | memoryview | NDArray[np.uint8]) -> None:
+        """Append bytes."""
+        if not len(data):
+            return
+        view = np.frombuffer(data, np.uint8)
+        while view.size:
+            room = self.room()
+            n = min(room.size, view.size)
+            room[:n] = view[:n]
+            self.advance(n)
+            view = view[n:]
+
+    def pad(self, to: int) -> None:
+        """Zeros up to a multiple of `to`, counted from the frame's start."""
+        position = self._sent + self._filled
+        self.put(bytes(align(position, to) - position))
+
+    def room(self) -> NDArray[np.uint8]:
+        """The free part of the buffer, never empty; call `advance` with what was filled."""
+        if self._filled == self._buffer.size:
+            self._flush()
+        return self._buffer[self._filled :]
+
+    def advance(self, count: int) -> None:
+        self._filled += count
+
+    def _flush(self, parallel: bool = True) -> None:
+        data = self._buffer[: self._filled]
+        self._digest.update(data, parallel)
+        self._write(data)
+
+    def _write(self, data: NDArray[np.uint8]) -> None:
+        with files.explained(f"cannot write a commit to {self._what}"):
+            files.write_all(self._fd, data.data, self._at + self._sent)
+        self._sent += data.size
+        self._filled = 0
+
+    def finish(self, parallel: bool) -> int:
+        """Write what is left, the trailer and the padding; returns the frame's digest."""
+        if self._sent + self._filled != self._header.frame_bytes - TRAILER:
+            raise AssertionError("a frame was not filled as planned")
+        self._digest.update(self._buffer[: self._filled], parallel)
+        digest = self._digest.value()
+        tail = trailer(self._header.commit, digest)
+        end = align(self._filled + TRAILER, BLOCK)
+        if end > self._buffer.size:  # the trailer starts a buffer of its own
+            self._write(self._buffer[: self._filled])
+            end = BLOCK
+        self._buffer[self._filled : end] = 0
+        self._buffer[self._filled : self._filled + TRAILER] = np.frombuffer(tail, np.uint8)
+        self._write(self._buffer[:end])
+        return digest
+
+
+class PendingCommit:
+    """A frame whose last part a thread is writing."""
+
+    def __init__(self, frame: Frame, finish: Callable[[], int]) -> None:
+        self.frame = frame
+        self.error: BaseException | None = None
+        self.digest = 0
+        self._finish = finish
+        self._thread: threading.Thread | None = None
+
+    def _run(self) -> None:
+        try:
+            self.digest = self._finish()
+        except BaseException as error:
+            self.error = error
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="sparse_embed-commit", daemon=True)
+        self._thread.start()
+
+    def run_here(self) -> None:
+        self._run()
+
+    @property
+    def done(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+
+class Journal:
+    """The segments of one store."""
+
+    def __init__(self, directory: files.Directory, uuid: bytes, writable: bool) -> None:
+        self._dir = directory
+        self._uuid = uuid
+        self._writable = writable
+        self._staging = Staging()
+        self._append_fd = -1  # of the newest segment, O_DIRECT where the file system has it
+        self._sealed = True  # the next frame begins a new segment
+        self.segments: dict[int, Segment] = {}
+        self.last_commit = 0
+        self.chain = 0
+        self._number = 0  # the highest segment number ever seen
+        self.notes: list[str] = []
+
+    # ---- reading --------------------------------------------------------------------------------
+
+    def scan(self, folded: int, upto: int | None = None) -> list[Frame]:
+        """Open the segments and return the valid frames after commit `folded`, at most to `upto`.
+
+        Raises CorruptStoreError for damage before the journal's end, FileNotFoundError when a
+        segment vanished meanwhile (a reader then starts again).
+        """
+        self.last_commit = folded
+        headers = self._open_segments()
+        frames: list[Frame] = []
+        expected: int | None = None
+        for number, header in headers.items():
+            segment = self.segments[number]
+            # The first commit of any later segment cuts this one.
+            following = min((h.first_commit for n, h in headers.items() if n > number), default=None)
+            if following is not None and following <= max(folded + 1, header.first_commit):
+                continue  # folded before a crash came in the way of its deletion, or superseded
+            commit = header.first_commit
+            if commit > folded + 1 if expected is None else commit != expected:
+                raise CorruptStoreError(
+                    errno.EIO,
+                    f"{self._where(number)} begins with commit {commit}, but commit "
+                    f"{folded + 1 + len(frames)} is missing: a journal segment was lost",
+                )
+            if frames and header.chain != frames[-1].digest:
+                raise CorruptStoreError(
+                    errno.EIO,
+                    f"{self._where(number)} does not continue the segment before it (offset 56)",
+                )
+            self.chain = header.chain
+            while (following is None or commit < following) and (upto is None or commit <= upto):
+                frame = self._read_frame(segment, commit, self.chain, verify=commit > folded)
+                if frame is None:
+                    if following is not None:
+                        raise CorruptStoreError(
+                            errno.EIO,
+                            f"{self._where(number)} is damaged at offset {segment.end}: commit "
+                            f"{commit} cannot be read, though later commits follow",
+                        )
+                    self._check_tail(segment, commit)
+                    break
+                segment.end = align(frame.at + frame.frame_bytes, BLOCK)
+                self.chain = frame.digest
+                if commit > folded:
+                    frames.append(frame)
+                commit += 1
+            expected = commit
+        if frames:
+            self.last_commit = frames[-1].commit
+        return frames
+
+    def _where(self, number: int) -> str:
+        return self._dir.describe(segment_name(number))
+
+    def _open_segments(self) -> dict[int, SegmentHeader]:
+        headers: dict[int, SegmentHeader] = {}
+        found = [n for n in map(segment_number, self._dir.names()) if n is not None]
+        for number in sorted(found):
+            fd = self._dir.open_regular(segment_name(number), writable=False)
+            self._number = max(self._number, number)
+            size = os.fstat(fd).st_size
+            header = SegmentHeader.decode(os.pread(fd, BLOCK, 0))
+            if isinstance(header, int):
+                os.close(fd)
+                raise UnsupportedVersionError(
+                    errno.ENOTSUP, f"{self._where(number)} has journal version {header}"
+                )
+            if header is None or header.uuid != self._uuid or header.number != number:
+                torn = header is None and not any(_frame_headers(fd, BLOCK, size))
+                os.close(fd)
+                if torn:
+                    self.notes.append(f"{segment_name(number)}: unfinished, ignored")
+                    continue
+                raise CorruptStoreError(
+                    errno.EIO,
+                    f"{self._where(number)} has a damaged or foreign header (offset 0)",
+                )
+            headers[number] = header
+            self.segments[number] = Segment(header, fd, BLOCK, size)
+        return headers
+
+    def _read_frame(
+        self, segment: Segment, commit: int, chain: int, verify: bool
+    ) -> Frame | None:
+        """The frame at the segment's end so far, or None when no whole, valid frame is there."""
+        fd, at = segment.fd, segment.end
+        header = FrameHeader.decode(os.pread(fd, HEADER, at))
+        if header is None or header.commit != commit or header.chain != chain:
+            return None
+        if header.salt != segment.header.salt or at + header.frame_bytes > segment.size:
+            return None
+        tail_at = at + header.frame_bytes - TRAILER
+        tail = os.pread(fd, TRAILER, tail_at)
+        if len(tail) != TRAILER:
+            return None
+        digest = int.from_bytes(tail[16:24], "little")
+        if tail != trailer(commit, digest):
+            return None
+        if verify and self._digest(fd, at, tail_at, header.salt) != digest:
+            return None
+        encoded = files.read_exact(fd, header.meta_bytes, at + HEADER, "journal")
+        try:
+            meta = Meta.decode(encoded, header.frame_bytes)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if verify:
+                return None
+            raise CorruptStoreError(
+                errno.EIO, f"{self._where(segment.header.number)} is damaged at offset {at}"
+            ) from None
+        data_at = at + data_start(header.meta_bytes)
+        return Frame(
+            segment.header.number, at, commit, header.frame_bytes, data_at, digest, meta
+        )
+
+    def _digest(self, fd: int, begin: int, end: int, salt: int) -> int:
+        digest = FrameDigest(salt)
+        buffer = self._staging.reserve(min(end - begin, CHUNK))
+        while begin < end:
+            n = min(end - begin, buffer.size)
+            view = buffer[:n].data
+            got = os.preadv(fd, [view], begin)
+            if got != n:
+                return -1
+            digest.update(buffer[:n])
+            begin += n
+        return digest.value()
+
+    def _check_tail(self, segment: Segment, commit: int) -> None:
+        """Nothing behind an unreadable frame may have been committed later."""
+        at = segment.end
+        if at >= segment.size:
+            return
+        for probe, header in _frame_headers(segment.fd, at + BLOCK, segment.size):
+            if header.salt == segment.header.salt and header.commit > commit:
+                raise CorruptStoreError(
+                    errno.EIO,
+                    f"{self._where(segment.header.number)} is damaged at offset {at}: commit "
+                    f"{commit} cannot be read, though commit {header.commit} follows at {probe}",
+                )
+        self.notes.append(
+            f"{segment_name(segment.header.number)}: an unfinished commit {commit} at offset {at} "
+            "was ignored"
+        )
+
+    def indices(self, frame: Frame, section: TableSection) -> NDArray[np.int64]:
+        """The row numbers of a table's section."""
+        data = files.read_exact(
+            self.segments[frame.segment].fd,
+            8 * section.rows,
+            frame.data_at + section.indices_at,
+            self._where(frame.segment),
+        )
+        return np.frombuffer(data, "<i8").astype(np.int64, copy=False)
+
+    def arrays(self, frame: Frame) -> dict[str, NDArray[Any]]:
+        """The store's arrays as this commit has them."""
+        found = {}
+        for section in frame.meta.arrays:
+            data = files.read_exact(
+                self.segments[frame.segment].fd,
+                section.nbytes,
+                frame.data_at + section.at,
+                self._where(frame.segment),
+            )
+            array = np.frombuffer(data, np.dtype(section.dtype)).reshape(section.shape)
+            found[section.name] = array.copy()
+        return found
+
+    # ---- writing --------------------------------------------------------------------------------
+
+    def prepare_writing(self, last: int) -> None:
+        """Called once by a writer after `scan`: the next frame follows commit `last`."""
+        self.last_commit = last
+        self._sealed = True
+
+    def seal(self) -> None:
+        """The next frame begins a new segment."""
+        self._sealed = True
+
+    def append(
+        self,
+        meta: Meta,
+        encoded: bytes,
+        frame_bytes: int,
+        fill: Callable[[FrameWriter], None],
+        wait: bool,
+        staging_limit: int,
+    ) -> PendingCommit:
+        """Write the next commit.  `fill` puts the sections, in the order of the plan.
+
+        With wait=False the part of the frame that fits `staging_limit` is written by a thread.  The
+        caller looks at `.error` once `.done`, then calls `settle`.
+        """
+        if not self._sealed and self._newest().end >= SEGMENT_BYTES:
+            self._sealed = True
+        if self._sealed:
+            self._begin_segment()
+        segment = self._newest()
+        what = self._where(segment.header.number)
+        commit, at = self.last_commit + 1, segment.end
+        header = FrameHeader(commit, frame_bytes, len(encoded), self.chain, segment.header.salt)
+        try:
+            with files.explained(f"cannot allocate {frame_bytes} bytes for a commit in {what}"):
+                files.CALLS.allocate(self._append_fd, at, align(frame_bytes, BLOCK))
+            buffer = self._staging.reserve(CHUNK if wait else min(frame_bytes, staging_limit))
+            writer = FrameWriter(self._append_fd, at, header, buffer, what)
+            writer.put(encoded)
+            writer.pad(64)
+            fill(writer)
+        except BaseException:
+            self._abandon(at)
+            raise
+        frame = Frame(
+            segment.header.number, at, commit, frame_bytes, at + data_start(len(encoded)), 0, meta
+        )
+
+        def finish() -> int:
+            digest = writer.finish(parallel=wait)
+            with files.explained(f"cannot sync {what}"):
+                files.CALLS.fdatasync(self._append_fd)
+            return digest
+
+        pending = PendingCommit(frame, finish)
+        if wait:
+            pending.run_here()
+        else:
+            pending.start()
+        return pending
+
+    def settle(self, pending: PendingCommit) -> None:
+        """Take the outcome of `append` over; raises its error."""
+        pending.wait()
+        frame = pending.frame
+        if pending.error is not None:
+            self._abandon(frame.at)
+            raise pending.error
+        segment = self.segments[frame.segment]
+        segment.end = align(frame.at + frame.frame_bytes, BLOCK)
+        segment.size = max(segment.size, segment.end)
+        self.last_commit = frame.commit
+        self.chain = pending.digest
+
+    def _newest(self) -> Segment:
+        return self.segments[self._number]
+
+    def _begin_segment(self) -> None:
+        self._close_append()
+        number = self._number + 1
+        header = SegmentHeader(
+            number, self.last_commit + 1, self._uuid, secrets.randbits(64), self.chain
+        )
+        name = segment_name(number)
+        with files.explained(f"cannot create {self._dir.describe(name)}"):
+            fd = self._open_append(name)
+            try:
+                buffer = self._staging.reserve(CHUNK)
+                buffer[:BLOCK] = np.frombuffer(header.encode(), np.uint8)
+                files.write_all(fd, buffer[:BLOCK].data, 0)
+                files.CALLS.fdatasync(fd)
+                files.CALLS.sync_dir(self._dir.fd)
+                read_fd = self._dir.open_regular(name, writable=False)
+            except BaseException:
+                files.CALLS.close(fd)
+                # An empty or torn newest segment is ignored by readers; try not to leave it.
+                try:
+                    files.CALLS.unlink(self._dir.fd, name)
+                except OSError:
+                    self._number = number
+                raise
+        self._append_fd = fd
+        self._number = number
+        self.segments[number] = Segment(header, read_fd, BLOCK, BLOCK)
+        self._sealed = False
+
+    def _open_append(self, name: str) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        direct = getattr(os, "O_DIRECT", 0)
+        if direct:
+            # Bypassing the page cache wrote frames 4x faster than write + fdatasync here.
+            try:
+                return files.CALLS.open(self._dir.fd, name, flags | direct)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        return files.CALLS.open(self._dir.fd, name, flags)
+
+    def _abandon(self, at: int) -> None:
+        """After a failed frame: shorten the file if that is possible, write elsewhere next time."""
+        self._sealed = True
+        try:
+            files.CALLS.truncate(self._append_fd, at)
+        except OSError:
+            return
+
+    def _close_append(self) -> None:
+        if self._append_fd >= 0:
+            files.CALLS.close(self._append_fd)
+            self._append_fd = -1
+
+    # ---- keeping house --------------------------------------------------------------------------
+
+    @property
+    def bytes(self) -> int:
+        return sum(files.allocated_bytes(segment.fd) for segment in self.segments.values())
+
+    def older_than(self, commit: int) -> list[int]:
+        """Segments whose commits are all at or below `commit`."""
+        numbers = sorted(self.segments)
+        old = []
+        for i, number in enumerate(numbers):
+            if i + 1 < len(numbers):
+                last = self.segments[numbers[i + 1]].header.first_commit - 1
+            elif self._sealed or number != self._number:
+                last = self.last_commit
+            else:
+                continue
+            if last <= commit:
+                old.append(number)
+        return old
+
+    def delete(self, numbers: list[int]) -> None:
+        """Remove segments that are folded."""
+        for number in numbers:
+            segment = self.segments.pop(number)
+            if number == self._number:
+                self._close_append()
+            os.close(segment.fd)
+            files.CALLS.unlink(self._dir.fd, segment_name(number))
+        if numbers:
+            files.CALLS.sync_dir(self._dir.fd)
+
+    def delete_strays(self) -> None:
+        """Remove unfinished newest segments that `scan` ignored."""
+        for name in self._dir.names():
+            number = segment_number(name)
+            if number is not None and number not in self.segments:
+                files.CALLS.unlink(self._dir.fd, name)
+
+    def walk(self) -> Iterator[Segment]:
+        yield from (self.segments[number] for number in sorted(self.segments))
+
+    def close(self) -> None:
+        self._close_append()
+        for segment in self.segments.values():
+            os.close(segment.fd)
+        self.segments.clear()
+
+    def forget(self) -> None:
+        """In a forked child: close the descriptors and nothing else."""
+        for fd in [self._append_fd, *(segment.fd for segment in self.segments.values())]:
+            try:
+                if fd >= 0:
+                    os.close(fd)
+            except OSError:
+                continue
+        self._append_fd = -1
+        self.segments.clear()
+
+
+def _frame_headers(fd: int, begin: int, end: int) -> Iterator[tuple[int, FrameHeader]]:
+    """Every intact frame header at a block boundary of [begin, end)."""
+    for at in range(begin, end, BLOCK):
+        header = FrameHeader.decode(os.pread(fd, HEADER, at))
+        if header is not None:
+            yield at, header
+
+
+def read_failed(code: int, what: str) -> None:
+    """Raise for a record read that failed."""
+    if code:
+        files.raise_errno(code, f"cannot read {what}")
+    raise CorruptStoreError(errno.EIO, f"{what} ends early; it was truncated by someone else")
+
+
+__all__ = ["Frame", "FrameWriter", "Journal", "PendingCommit", "Segment", "StoreError", "read_failed"]

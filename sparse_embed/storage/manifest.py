@@ -1,0 +1,224 @@
+"""store.json: what a store holds and which commit its data files stand at.
+
+    {"format": "sparse_embed store", "version": 1, "uuid": "…32 hex…",
+     "tables": {NAME: {"file", "num_embeddings", "embedding_dim", "dtype", "init", "seed",
+                       "optimizer", "fields", "record_bytes"}},
+     "folded": n,        every commit up to n is in the data files (and in "state")
+     "folding": m,       m >= n: a fold up to m may have begun, so no commit in [n, m) can be shown
+     "state": {"tables": {NAME: {"step", "lr"}}, "metadata": {…}},   at commit "folded"
+     "arrays": null or {"file", "bytes", "sha256"} of the .npz with the store's arrays at "folded",
+     "checksum": "sha256:…"}                of the same object without this key, canonical JSON
+
+Replaced whole (temporary file, fsync, rename, directory fsync): at create, when a table is added, and
+at a checkpoint.  A reader of this format refuses a larger version and unknown top-level keys.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparse_embed.errors import CorruptStoreError, NotAStoreError, UnsupportedVersionError
+from sparse_embed.storage.files import Directory
+from sparse_embed.storage.layout import Layout, make_layout
+
+NAME = "store.json"
+FORMAT = "sparse_embed store"
+VERSION = 1
+_LIMIT = 64 << 20
+_LIMIT_ARRAYS = 1 << 40
+_TABLE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+def is_table_name(name: object) -> bool:
+    """Letters, digits, `_`, `-` and `.`; not starting with a dot; at most 100 characters."""
+    return isinstance(name, str) and _TABLE_NAME.fullmatch(name) is not None
+
+
+def is_arrays_name(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"arrays-\d{6,18}\.npz", name) is not None
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """One table as store.json describes it.  `init` and `optimizer` stay plain dictionaries here:
+    storage knows records, not what they mean."""
+
+    num_embeddings: int
+    embedding_dim: int
+    dtype: str
+    init: dict[str, Any]
+    seed: int
+    optimizer: dict[str, Any] | None
+    fields: tuple[tuple[str, int], ...]
+
+    def layout(self) -> Layout:
+        return make_layout(self.num_embeddings, self.embedding_dim, self.fields)
+
+    def to_dict(self, name: str) -> dict[str, Any]:
+        return {
+            "file": file_name(name),
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "dtype": self.dtype,
+            "init": self.init,
+            "seed": self.seed,
+            "optimizer": self.optimizer,
+            "fields": [list(field) for field in self.fields],
+            "record_bytes": self.layout().record_bytes,
+        }
+
+
+@dataclass
+class CommitState:
+    """What a commit fixes besides rows: per table (step, lr), and the user's metadata."""
+
+    tables: dict[str, tuple[int, float]] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        tables = {name: {"step": step, "lr": lr} for name, (step, lr) in self.tables.items()}
+        return {"tables": tables, "metadata": self.metadata}
+
+
+@dataclass(frozen=True)
+class ArraysFile:
+    """The store's arrays at the folded commit, as a .npz beside store.json."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    uuid: bytes
+    tables: dict[str, TableEntry] = field(default_factory=dict)
+    folded: int = 0
+    folding: int = 0
+    state: CommitState = field(default_factory=CommitState)
+    arrays: ArraysFile | None = None
+
+
+def file_name(table: str) -> str:
+    return f"{table}.npy"
+
+
+def encode(manifest: Manifest) -> bytes:
+    body: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "uuid": manifest.uuid.hex(),
+        "tables": {name: entry.to_dict(name) for name, entry in manifest.tables.items()},
+        "folded": manifest.folded,
+        "folding": manifest.folding,
+        "state": manifest.state.to_dict(),
+        "arrays": None if manifest.arrays is None else vars(manifest.arrays),
+    }
+    body["checksum"] = _checksum(body)
+    return (json.dumps(body, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    plain = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return "sha256:" + hashlib.sha256(plain.encode()).hexdigest()
+
+
+def read(directory: Directory) -> Manifest:
+    """Raises NotAStoreError, UnsupportedVersionError or CorruptStoreError."""
+    where = directory.describe(NAME)
+    try:
+        data = directory.read_small(NAME, _LIMIT)
+    except FileNotFoundError:
+        raise NotAStoreError(
+            errno.ENOENT, f"path: {str(directory.path)!r} is not a store: it has no {NAME}"
+        ) from None
+    return decode(data, where)
+
+
+def decode(data: bytes, where: str) -> Manifest:
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        raise CorruptStoreError(errno.EINVAL, f"{where} is not valid JSON") from None
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise NotAStoreError(errno.EINVAL, f'{where} does not say "format": {FORMAT!r}')
+    version = body.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise UnsupportedVersionError(
+            errno.ENOTSUP,
+            f"{where} has format version {version}; this package reads up to {VERSION}: upgrade it",
+        )
+    said = body.pop("checksum", None)
+    if said != _checksum(body):
+        raise CorruptStoreError(errno.EINVAL, f"{where} fails its checksum; it was damaged or edited")
+    try:
+        return _parse(body)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptStoreError(
+            errno.EINVAL, f"{where} has a wrong or missing field: {error!r}"
+        ) from None
+
+
+def _parse(body: dict[str, Any]) -> Manifest:
+    known = {"format", "version", "uuid", "tables", "folded", "folding", "state", "arrays"}
+    if set(body) != known:
+        raise ValueError(f"keys {sorted(set(body) ^ known)}")
+    tables = {}
+    for name, entry in body["tables"].items():
+        if not is_table_name(name):
+            raise ValueError(f"table name {name!r}")
+        tables[name] = _parse_table(name, entry)
+    state = CommitState(
+        {
+            str(name): (_count(at["step"]), float(at["lr"]))
+            for name, at in body["state"]["tables"].items()
+        },
+        dict(body["state"]["metadata"]),
+    )
+    folded, folding = _count(body["folded"]), _count(body["folding"])
+    if folding < folded:
+        raise ValueError("folding < folded")
+    arrays = None
+    if body["arrays"] is not None:
+        arrays = ArraysFile(**body["arrays"])
+        if not is_arrays_name(arrays.file) or not 0 <= _count(arrays.bytes) <= _LIMIT_ARRAYS:
+            raise ValueError("arrays")
+    uuid = bytes.fromhex(body["uuid"])
+    if len(uuid) != 16:
+        raise ValueError("uuid")
+    return Manifest(uuid, tables, folded, folding, state, arrays)
+
+
+def _parse_table(name: str, entry: dict[str, Any]) -> TableEntry:
+    fields = tuple((str(field), _count(lanes)) for field, lanes in entry["fields"])
+    if len({field for field, _ in fields} | {"weight"}) != len(fields) + 1:
+        raise ValueError(f"fields of table {name!r}")
+    parsed = TableEntry(
+        num_embeddings=_count(entry["num_embeddings"]),
+        embedding_dim=_count(entry["embedding_dim"]),
+        dtype=str(entry["dtype"]),
+        init=dict(entry["init"]),
+        seed=_count(entry["seed"]),
+        optimizer=None if entry["optimizer"] is None else dict(entry["optimizer"]),
+        fields=fields,
+    )
+    if parsed.num_embeddings < 1 or parsed.embedding_dim < 1 or parsed.dtype != "float32":
+        raise ValueError(f"shape or dtype of table {name!r}")
+    if entry["file"] != file_name(name) or entry["record_bytes"] != parsed.layout().record_bytes:
+        raise ValueError(f"file or record_bytes of table {name!r}")
+    return parsed
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise ValueError(f"expected a count, got {value!r}")
+    return value
+
+
+def write(directory: Directory, manifest: Manifest) -> None:
+    directory.replace(NAME, encode(manifest))

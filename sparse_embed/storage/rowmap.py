@@ -1,0 +1,81 @@
+"""A growing map from row numbers to int64 values; the batch operations are kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_embed.kernels import rowmap as kernels
+from sparse_embed.storage.budget import Budget
+
+_SMALLEST = 1024
+_LOAD = 0.6
+Int64 = NDArray[np.int64]
+
+
+class RowMap:
+    """Keys are row numbers >= 0; a value of -1 means absent.  24 to 54 bytes an entry."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._table = self._empty(_SMALLEST)
+        self.count = 0
+
+    def _empty(self, capacity: int) -> NDArray[np.int64]:
+        table = np.full((capacity, 2), -1, np.int64)
+        self._budget.take(table.nbytes)
+        return table
+
+    def _drop(self) -> None:
+        self._budget.give(self._table.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        return self._table.nbytes
+
+    def reserve(self, more: int) -> None:
+        """Make room for `more` new keys: the one place that may run out of memory."""
+        capacity = self._table.shape[0]
+        while (self.count + more) > capacity * _LOAD:
+            capacity *= 2
+        if capacity != self._table.shape[0]:
+            bigger = self._empty(capacity)
+            kernels.rehash_cpu()(self._table, bigger)
+            self._drop()
+            self._table = bigger
+
+    def find(self, keys: Int64) -> Int64:
+        """The values of `keys`, -1 where absent."""
+        values = np.empty(keys.shape[0], np.int64)
+        if self.count == 0:
+            values.fill(-1)
+        else:
+            kernels.find_cpu()(self._table, keys, values)
+        return values
+
+    def insert(self, keys: Int64, values: Int64) -> None:
+        """Set table[keys[i]] = values[i], in order."""
+        self.reserve(keys.shape[0])
+        self.count += int(kernels.insert_cpu()(self._table, keys, values))
+
+    def erase(self, keys: Int64) -> None:
+        if self.count:
+            self.count -= int(kernels.erase_cpu()(self._table, keys))
+
+    def items(self) -> tuple[Int64, Int64]:
+        """All keys and their values, in no particular order."""
+        keys = np.empty(self.count, np.int64)
+        values = np.empty(self.count, np.int64)
+        kernels.items_cpu()(self._table, keys, values)
+        return keys, values
+
+    def clear(self) -> None:
+        self._drop()
+        self._table = self._empty(_SMALLEST)
+        self.count = 0
+
+    def release(self) -> None:
+        """Give the memory back to the budget for good."""
+        self._drop()
+        self._table = np.empty((0, 2), np.int64)
+        self.count = 0

@@ -1,0 +1,271 @@
+"""One table's rows, wherever their newest versions are.
+
+    memory (resident.py)  >  scratch file (changed, evicted)  >  journal (committed, not folded)
+    >  data file (folded)  >  nowhere: a virgin row, all zeros
+
+`committed` maps a row to the place of its newest committed version in the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_embed.errors import CorruptStoreError
+from sparse_embed.kernels.rowio import read_cpu
+from sparse_embed.storage.budget import Budget, process_budget
+from sparse_embed.storage.data_file import DataFile
+from sparse_embed.storage.frame import TableSection, segment_name
+from sparse_embed.storage.journal import Frame, FrameWriter, Journal, read_failed
+from sparse_embed.storage.layout import Layout
+from sparse_embed.storage.resident import IdentitySlots, IndexedSlots, Slots
+from sparse_embed.storage.rowmap import RowMap
+from sparse_embed.storage.scratch import Scratch
+
+Int64 = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+_SEGMENT_SHIFT = 44  # a place: segment number << 44 | byte offset (16 TiB of journal a segment)
+_OFFSET_MASK = (1 << _SEGMENT_SHIFT) - 1
+_CHUNK_BYTES = 8 << 20
+
+# read(at, out) puts the records that a slice of some list names into out.
+Reader = Callable[[slice, Floats], None]
+
+
+@dataclass
+class TakenRows:
+    """The rows of a frame that is on its way to disk."""
+
+    rows: Int64
+    scratch_slots: Int64
+
+
+class RowStore:
+    """The rows of one table.  `file` and `journal` are None for a table in memory."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        file: DataFile | None,
+        journal: Journal | None,
+        folder: Path | None,
+        cache_bytes: int | None,
+        new: bool,
+    ) -> None:
+        self.layout = layout
+        self.file = file
+        self._journal = journal
+        self.budget = process_budget() if cache_bytes is None else Budget(cache_bytes)
+        self.committed = RowMap(self.budget)
+        self._scratch = Scratch(folder, layout.record_bytes, self.budget)
+        self._chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
+        self.resident: Slots
+        if self.budget.draw(IdentitySlots.bytes_needed(layout)):
+            self.resident = IdentitySlots(layout, self._fetch, new, self.budget)
+        else:
+            self.resident = IndexedSlots(layout, self._fetch, self._scratch, self.budget)
+
+    @property
+    def busy(self) -> bool:
+        """Interrupted in the middle of a change of state."""
+        return self.resident.busy
+
+    # ---- reading --------------------------------------------------------------------------------
+
+    def _fetch(self, rows: Int64, out: Floats) -> Int64:
+        """Newest versions of rows that are not in memory; see resident.Fetch."""
+        origin = self._scratch.find(rows)
+        spilled = np.flatnonzero(origin >= 0)
+        if spilled.size:
+            data = np.empty((spilled.size, out.shape[1]), np.float32)
+            self._scratch.read(origin[spilled], data)
+            out[spilled] = data
+        rest = np.flatnonzero(origin < 0)
+        if rest.size:
+            self._fetch_committed(rows, rest, out)
+        return origin
+
+    def _fetch_committed(self, rows: Int64, wanted: Int64, out: Floats) -> None:
+        """out[wanted] = the last committed versions of rows[wanted]."""
+        places = self.committed.find(rows[wanted])
+        inside = places >= 0
+        if inside.any():
+            assert self._journal is not None
+            at = wanted[inside]
+            data = np.empty((at.size, out.shape[1]), np.float32)
+            read_places(self._journal, places[inside], data)
+            out[at] = data
+        outside = wanted[~inside]
+        if outside.size:
+            if self.file is None:
+                out[outside] = 0.0
+            elif outside.size == out.shape[0]:
+                self.file.read(rows, out)
+            else:
+                data = np.empty((outside.size, out.shape[1]), np.float32)
+                self.file.read(rows[outside], data)
+                out[outside] = data
+
+    def read(self, rows: Int64) -> Floats:
+        """A copy of the newest versions of `rows`, without bringing them into memory to stay."""
+        out = np.empty((rows.size, self.layout.lanes), np.float32)
+        slots = self.resident.find(rows)
+        there = np.flatnonzero(slots >= 0)
+        if there.size == rows.size:
+            self.resident.gather(slots, out)
+            return out
+        if there.size:
+            data = np.empty((there.size, self.layout.lanes), np.float32)
+            self.resident.gather(slots[there], data)
+            out[there] = data
+        absent = np.flatnonzero(slots < 0)
+        data = np.empty((absent.size, self.layout.lanes), np.float32)
+        self._fetch(rows[absent], data)
+        out[absent] = data
+        return out
+
+    def write(self, rows: Int64, data: Floats) -> None:
+        """Set the records of distinct `rows`, which must fit the cache together."""
+        slots = self.resident.slots(rows)
+        if slots is None:
+            raise MemoryError("rows do not fit the cache")
+        self.resident.put(slots, data)
+
+    def written(self) -> Int64:
+        """Sorted rows whose newest version is not virgin."""
+        newer = self.newer_than_file()
+        parts = []
+        for begin in range(0, newer.size, self._chunk):
+            part = newer[begin : begin + self._chunk]
+            parts.append(part[self.read(part).view(np.uint32)[:, 0] != 0])
+        if self.file is not None:
+            folded = self.file.written()
+            parts.append(folded[~np.isin(folded, newer, assume_unique=True)])
+        return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+    def newer_than_file(self) -> Int64:
+        """Sorted rows whose newest version may differ from the data file's."""
+        parts = [self.committed.items()[0], self._scratch.rows()]
+        parts.append(self.resident.rows_of(self.resident.flagged(np.uint8(3))))
+        return np.unique(np.concatenate(parts))
+
+    # ---- commits --------------------------------------------------------------------------------
+
+    def take(self) -> TakenRows:
+        """What the next frame must hold: resident rows first, then those in the scratch file."""
+        slots = self.resident.flagged()
+        rows, scratch_slots = self._scratch.dirty()
+        return TakenRows(np.concatenate([self.resident.rows_of(slots), rows]), scratch_slots)
+
+    def fill(self, writer: FrameWriter, taken: TakenRows) -> None:
+        """Put row numbers and records into a frame."""
+        rows = taken.rows
+        writer.put(np.ascontiguousarray(rows, "<i8").view(np.uint8))
+        writer.pad(64)
+        resident = rows.size - taken.scratch_slots.size
+        if resident:
+            slots = self.resident.find(rows[:resident])
+            self._put(writer, resident, lambda at, out: self.resident.gather(slots[at], out))
+        if taken.scratch_slots.size:
+            places = taken.scratch_slots
+            self._put(writer, places.size, lambda at, out: self._scratch.read(places[at], out))
+        writer.pad(64)
+
+    def _put(self, writer: FrameWriter, n: int, read: Reader) -> None:
+        size, lanes = self.layout.record_bytes, self.layout.lanes
+        done = 0
+        while done < n:
+            room = writer.room()
+            fits = min(room.size // size, n - done, self._chunk)
+            if fits:
+                out = room[: fits * size].view(np.float32).reshape(fits, lanes)
+                read(slice(done, done + fits), out)
+                writer.advance(fits * size)
+                done += fits
+            else:  # a record across the end of the buffer
+                one = np.empty((1, lanes), np.float32)
+                read(slice(done, done + 1), one)
+                writer.put(one.view(np.uint8).reshape(-1))
+                done += 1
+
+    def mark_written(self, taken: TakenRows) -> None:
+        """The frame holds what `take` listed; changes from now on belong to the next one."""
+        self.resident.mark_written()
+        self._scratch.mark_written(taken.scratch_slots)
+
+    def settle(self, taken: TakenRows, frame: Frame | None, section: TableSection | None) -> None:
+        """The frame is durable at its place, or was not written (None)."""
+        self.resident.settle(frame is not None)
+        if frame is not None and section is not None:
+            self.note_frame(frame, section, taken.rows)
+
+    def note_frame(self, frame: Frame, section: TableSection, rows: Int64) -> None:
+        """The newest committed versions of `rows` are in this frame."""
+        if not rows.size:
+            return
+        if int(rows.min()) < 0 or int(rows.max()) >= self.layout.num_embeddings:
+            raise CorruptStoreError(
+                5,
+                f"{segment_name(frame.segment)}: commit {frame.commit} names rows {rows.min()} to "
+                f"{rows.max()} of a table of {self.layout.num_embeddings} rows",
+            )
+        self.committed.insert(rows, places_of(frame, section))
+
+    def drop_segments(self, numbers: list[int]) -> None:
+        """These segments are folded and gone: their rows are found in the data file."""
+        rows, places = self.committed.items()
+        keep = ~np.isin(places >> _SEGMENT_SHIFT, np.array(numbers, np.int64))
+        self.committed.clear()
+        self.committed.insert(rows[keep], places[keep])
+
+    def rollback(self) -> None:
+        """Forget everything since the last commit."""
+        self.resident.reset()
+
+    def close(self) -> None:
+        self.resident.release()
+        self._scratch.release()
+        self.committed.release()
+        if self.file is not None:
+            self.file.close()
+
+    def info(self) -> dict[str, object]:
+        resident = self.resident
+        return {
+            "resident": "identity" if isinstance(resident, IdentitySlots) else "indexed",
+            "resident_capacity": resident.capacity,
+            "cache_bytes": self.budget.total,
+            "changed_rows": int(resident.flagged().size) + int(self._scratch.dirty()[0].size),
+            "spilled_bytes": self._scratch.nbytes,
+            "rows_in_journal": self.committed.count,
+        }
+
+
+def places_of(frame: Frame, section: TableSection) -> Int64:
+    """Where each record of a frame's section lies, as `committed` stores it."""
+    first = frame.data_at + section.records_at
+    offsets = first + np.arange(section.rows, dtype=np.int64) * section.record_bytes
+    return offsets + (frame.segment << _SEGMENT_SHIFT)
+
+
+def split_places(places: Int64) -> Iterator[tuple[int, Int64, Int64]]:
+    """For each segment: its number, the positions in `places` that lie in it, their offsets."""
+    numbers = places >> _SEGMENT_SHIFT
+    for number in np.unique(numbers).tolist():
+        at = np.flatnonzero(numbers == number)
+        yield number, at, places[at] & _OFFSET_MASK
+
+
+def read_places(journal: Journal, places: Int64, out: Floats) -> None:
+    """out[i] = the record at places[i] of the journal."""
+    for number, part, offsets in split_places(places):
+        data = np.empty((part.size, out.shape[1]), np.float32)
+        at, code = read_cpu()(journal.segments[number].fd, offsets, data.view(np.uint8))
+        if at >= 0:
+            read_failed(int(code), segment_name(number))
+        out[part] = data
