@@ -39,7 +39,7 @@ _CHUNK_BYTES = 4 << 20
 
 
 class FoldSyncError(Exception):
-    """A data file could not be synced: what it holds is unknown until the journal is folded again."""
+    """A data file could not be synced: its contents are unknown until it is folded again."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Source:
 
 
 def write_rows(source: Source, name: str, file: DataFile) -> Int64:
-    """Write the newest versions of a table's rows to its data file; returns the rows.  No fsync."""
+    """Write the newest versions of a table's rows to its data file; returns them.  No fsync."""
     rows, places = source.newest(name)
     lanes = file.layout.lanes
     chunk = max(1, _CHUNK_BYTES // file.layout.record_bytes)
@@ -101,11 +101,12 @@ def state_of(meta: Meta) -> CommitState:
 def write_arrays(
     directory: files.Directory, commit: int, arrays: dict[str, NDArray[Any]]
 ) -> ArraysFile | None:
-    """Save the store's arrays as a plain .npz of their own, synced; the caller syncs the directory."""
+    """Save the store's arrays as a plain .npz, synced; the caller syncs the directory."""
     if not arrays:
         return None
     data = io.BytesIO()
-    np.savez(data, **{_member(name): array for name, array in arrays.items()})  # type: ignore[arg-type]
+    members: dict[str, Any] = {_member(name): array for name, array in arrays.items()}
+    np.savez(data, **members)
     encoded = data.getvalue()
     name = f"arrays-{commit:06d}.npz"
     where = directory.describe(name)
@@ -184,6 +185,10 @@ class Fold:
     def start(self) -> None:
         self._thread = threading.Thread(target=self.run, name="sparse_embed-fold", daemon=True)
         self._thread.start()
+
+    @property
+    def background(self) -> bool:
+        return self._thread is not None
 
     @property
     def done(self) -> bool:

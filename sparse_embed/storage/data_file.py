@@ -190,9 +190,7 @@ class DataFile:
 
     def written(self) -> Int64:
         """Rows that are not virgin here, ascending."""
-        found = [
-            begin + np.flatnonzero(data.view("<u4")[:, 0]) for begin, data in self.blocks()
-        ]
+        found = [begin + np.flatnonzero(data.view("<u4")[:, 0]) for begin, data in self.blocks()]
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def verify(self) -> int:

@@ -204,4 +204,3 @@ def write_all(fd: int, data: memoryview, offset: int) -> None:
 def allocated_bytes(fd: int) -> int:
     """Disk space in use by the file, holes not counted."""
     return os.fstat(fd).st_blocks * 512
-

@@ -228,7 +228,9 @@ class Meta:
         arrays = []
         for said in body["arrays"]:
             array = ArraySection(said["name"], said["dtype"], tuple(said["shape"]), said["at"])
-            if any(type(n) is not int or not 0 <= n <= frame_bytes for n in (*array.shape, array.at)):
+            if any(
+                type(n) is not int or not 0 <= n <= frame_bytes for n in (*array.shape, array.at)
+            ):
                 raise ValueError(f"array {array.name!r}: shape {array.shape}")
             if np.dtype(array.dtype).hasobject or array.at + array.nbytes > end:
                 raise ValueError(f"array {array.name!r}: beyond the frame")

@@ -225,7 +225,9 @@ class Journal:
         for number, header in headers.items():
             segment = self.segments[number]
             # The first commit of any later segment cuts this one.
-            following = min((h.first_commit for n, h in headers.items() if n > number), default=None)
+            following = min(
+                (h.first_commit for n, h in headers.items() if n > number), default=None
+            )
             if following is not None and following <= max(folded + 1, header.first_commit):
                 continue  # folded before a crash came in the way of its deletion, or superseded
             commit = header.first_commit
@@ -292,9 +294,7 @@ class Journal:
             self.segments[number] = Segment(header, fd, BLOCK, size)
         return headers
 
-    def _read_frame(
-        self, segment: Segment, commit: int, chain: int, verify: bool
-    ) -> Frame | None:
+    def _read_frame(self, segment: Segment, commit: int, chain: int, verify: bool) -> Frame | None:
         """The frame at the segment's end so far, or None when no whole, valid frame is there."""
         fd, at = segment.fd, segment.end
         header = FrameHeader.decode(os.pread(fd, HEADER, at))
@@ -321,9 +321,7 @@ class Journal:
                 errno.EIO, f"{self._where(segment.header.number)} is damaged at offset {at}"
             ) from None
         data_at = at + data_start(header.meta_bytes)
-        return Frame(
-            segment.header.number, at, commit, header.frame_bytes, data_at, digest, meta
-        )
+        return Frame(segment.header.number, at, commit, header.frame_bytes, data_at, digest, meta)
 
     def _digest(self, fd: int, begin: int, end: int, salt: int) -> int:
         digest = FrameDigest(salt)
@@ -585,4 +583,12 @@ def read_failed(code: int, what: str) -> None:
     raise CorruptStoreError(errno.EIO, f"{what} ends early; it was truncated by someone else")
 
 
-__all__ = ["Frame", "FrameWriter", "Journal", "PendingCommit", "Segment", "StoreError", "read_failed"]
+__all__ = [
+    "Frame",
+    "FrameWriter",
+    "Journal",
+    "PendingCommit",
+    "Segment",
+    "StoreError",
+    "read_failed",
+]

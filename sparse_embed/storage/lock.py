@@ -27,6 +27,7 @@ try:
 except ImportError:  # Windows: file stores are refused before a lock is asked for
     fcntl = None  # type: ignore[assignment]
 
+NAME = "lock"
 _DARWIN = sys.platform == "darwin"
 _SET = getattr(fcntl, "F_OFD_SETLK", 90 if _DARWIN else 37)
 _GET = getattr(fcntl, "F_OFD_GETLK", 92 if _DARWIN else 36)

@@ -155,7 +155,9 @@ def decode(data: bytes, where: str) -> Manifest:
         )
     said = body.pop("checksum", None)
     if said != _checksum(body):
-        raise CorruptStoreError(errno.EINVAL, f"{where} fails its checksum; it was damaged or edited")
+        raise CorruptStoreError(
+            errno.EINVAL, f"{where} fails its checksum; it was damaged or edited"
+        )
     try:
         return _parse(body)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

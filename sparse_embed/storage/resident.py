@@ -211,9 +211,7 @@ class IndexedSlots(Slots):
         self._scratch = scratch
         self._budget = budget
         self._slot_bytes = layout.record_bytes + 17  # flags, row number, place on the free list
-        self._most = min(
-            layout.num_embeddings, max(_SMALLEST, budget.total // self._slot_bytes)
-        )
+        self._most = min(layout.num_embeddings, max(_SMALLEST, budget.total // self._slot_bytes))
         self._index = RowMap(budget)
         self._drawn = 0
         self._draw_at_least(min(_SMALLEST, self._most))
@@ -303,9 +301,7 @@ class IndexedSlots(Slots):
         short = n - self._num_free - (self._drawn - self._high)
         if short > 0:
             victims = np.empty(short, np.int64)
-            found, hand = kernels.choose_victims_cpu()(
-                self.flags, self._high, self._hand, victims
-            )
+            found, hand = kernels.choose_victims_cpu()(self.flags, self._high, self._hand, victims)
             kernels.change_flags_cpu()(self.flags, victims[:found], PINNED, _NONE)
             if found < short:
                 return None

@@ -61,7 +61,7 @@ class Scratch:
         where = "the scratch file for rows beyond the cache"
         if self._file is None:
             with files.explained(f"cannot create {where}"):
-                self._file = tempfile.TemporaryFile(dir=self._folder)
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - kept open
         order = np.argsort(slots)
         at, code = files.CALLS.pwrite_records(
             self._file.fileno(), slots[order] * self._record_bytes, data[order].view(np.uint8)

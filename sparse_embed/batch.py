@@ -1,0 +1,99 @@
+"""A batch of indices, checked and flattened: what lookup, update and their kin share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparse_embed import _validate
+from sparse_embed._typing import NO_PADDING, FloatArray, IndexArray
+from sparse_embed.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """indices (L,) int64; offsets (B+1,) int64, or None when unpooled; mode None then.
+
+    lead: the shape of the result without its last axis: () of bags or of positions.
+    """
+
+    indices: IndexArray
+    offsets: IndexArray | None
+    mode: str | None
+    weights: FloatArray | None
+    padding: int
+    lead: tuple[int, ...]
+
+    @property
+    def num_bags(self) -> int:
+        return len(self.indices) if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def rows(self) -> IndexArray:
+        """The row numbers to bring in: all positions but padded ones."""
+        if self.padding == NO_PADDING:
+            return self.indices
+        kept: IndexArray = self.indices[self.indices != self.padding]
+        return kept
+
+    def part(self, first: int, last: int) -> Batch:
+        """The bags [first, last) as a batch of their own."""
+        if self.offsets is None:
+            begin, end, offsets = first, last, None
+        else:
+            begin, end = int(self.offsets[first]), int(self.offsets[last])
+            offsets = self.offsets[first : last + 1] - begin
+        weights = None if self.weights is None else self.weights[begin:end]
+        lead = (last - first,)
+        return Batch(self.indices[begin:end], offsets, self.mode, weights, self.padding, lead)
+
+    def slots(self, found: IndexArray) -> IndexArray:
+        """Slots by position, from the slots of `rows`."""
+        if len(found) == len(self.indices):
+            return found
+        slots = np.zeros(len(self.indices), np.int64)
+        slots[self.indices != self.padding] = found
+        return slots
+
+
+def make_batch(
+    num_embeddings: int,
+    indices: object,
+    offsets: object,
+    mode: object,
+    per_sample_weights: object,
+    padding_idx: object,
+    include_last_offset: bool,
+) -> Batch:
+    """Check the arguments of a call.  Shapes as EmbeddingTable.lookup says.
+
+    Raises:
+        ArgumentError, IndexRangeError: as `_validate` says; nothing has changed.
+    """
+    checked = _validate.as_indices(indices, num_embeddings, padding_idx)
+    padding = _validate.as_padding_idx(padding_idx)
+    if offsets is None and mode is None:
+        if per_sample_weights is not None:
+            raise ArgumentError("per_sample_weights: need a mode; an unpooled lookup takes none")
+        return Batch(checked.reshape(-1), None, None, None, padding, checked.shape)
+    pooling = _validate.as_mode("sum" if mode is None else mode)
+    if offsets is None:
+        if checked.ndim < 1:
+            raise ArgumentError("indices: pooling needs at least one axis, got a scalar")
+        lead, length = checked.shape[:-1], checked.shape[-1]
+        starts = np.arange(int(np.prod(lead, dtype=np.int64)) + 1, dtype=np.int64) * length
+    else:
+        if checked.ndim != 1:
+            raise ArgumentError(f"indices: with offsets expected shape (L,), got {checked.shape}")
+        starts = _validate.as_offsets(
+            offsets, len(checked), include_last_offset=include_last_offset
+        )
+        lead = (len(starts) - 1,)
+    weights = None
+    if per_sample_weights is not None:
+        if pooling == "max":
+            raise ArgumentError('per_sample_weights: not defined for mode="max"')
+        weights = _validate.as_grad(per_sample_weights, checked.shape, name="per_sample_weights")
+        weights = weights.reshape(-1)
+    return Batch(checked.reshape(-1), starts, pooling, weights, padding, lead)

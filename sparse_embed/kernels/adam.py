@@ -1,0 +1,66 @@
+"""Adam's row updates: moments of touched rows only, bias corrected by the table's step.
+
+    m += (g - m) (1 - beta1);   v += (g^2 - v) (1 - beta2)
+    w  = w decay - rate (m / (sqrt(v) root + eps))
+    row-wise: one v a row, with mean_d(g^2) for g^2
+
+    decay = 1 - lr weight_decay;   with bc1 = 1 - beta1^step, bc2 = 1 - beta2^step     (host)
+    "hat":      rate = lr sqrt(bc2) / bc1,  root = 1                torch SparseAdam, TF LazyAdam
+    "outside":  rate = lr / bc1,            root = 1 / sqrt(bc2)    torch Adam, FBGEMM
+
+Shapes   record: weight lanes [0, D), exp_avg lanes [D, 2 D), exp_avg_sq lanes [2 D, 3 D), or the
+         one lane 2 D when row-wise · g: pointer to D float32 · scalars (SCALARS,) f4, see `update`
+Order    mean_d: 16 lanes and a tree (`reduce`), then one division by D
+Source   torch.optim.SparseAdam (the moments are moved as it moves them); tensorflow/addons
+         LazyAdam; FBGEMM PARTIAL_ROWWISE_ADAM
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sparse_embed.kernels._intrinsics import at
+from sparse_embed.kernels._jit import device_function
+from sparse_embed.kernels.reduce import dot
+
+
+@device_function
+def adam_moment(old, new, weight):
+    """The moving average after one more value."""
+    return old + (new - old) * weight
+
+
+@device_function
+def adam_value(w, m, v, rate, decay, eps, root):
+    """One new weight from its moments."""
+    return w * decay - rate * (m / (np.float32(math.sqrt(v)) * root + eps))
+
+
+@device_function
+def lazy_adam_row(w, g, dim, scalars):
+    """Update one record in place."""
+    rate, decay, eps, root = scalars[0], scalars[1], scalars[2], scalars[3]
+    weight1, weight2 = scalars[4], scalars[5]
+    exp_avg, exp_avg_sq = at(w, dim), at(w, 2 * dim)
+    for d in range(dim):
+        m = adam_moment(exp_avg[d], g[d], weight1)
+        v = adam_moment(exp_avg_sq[d], g[d] * g[d], weight2)
+        exp_avg[d] = m
+        exp_avg_sq[d] = v
+        w[d] = adam_value(w[d], m, v, rate, decay, eps, root)
+
+
+@device_function
+def row_wise_adam_row(w, g, dim, scalars):
+    """Update one record in place."""
+    rate, decay, eps, root = scalars[0], scalars[1], scalars[2], scalars[3]
+    weight1, weight2 = scalars[4], scalars[5]
+    exp_avg = at(w, dim)
+    v = adam_moment(w[2 * dim], dot(g, g, dim) / np.float32(dim), weight2)
+    w[2 * dim] = v
+    for d in range(dim):
+        m = adam_moment(exp_avg[d], g[d], weight1)
+        exp_avg[d] = m
+        w[d] = adam_value(w[d], m, v, rate, decay, eps, root)

@@ -1,0 +1,183 @@
+"""Lookup: rows of a table, one by one or pooled in bags.
+
+    gather     out[k] = weight[indices[k]]
+    pooled     out[b] = scale[b] * sum_k w[k] weight[indices[k]]     k in [offsets[b], offsets[b+1])
+    max        out[b, d] = max_k weight[indices[k], d]               the first k wins
+
+    scale      sum: 1 · mean: 1 / sum_k w[k] · sqrtn: 1 / sqrt(sum_k w[k]^2) · 0 where that is 0/0
+
+Shapes   records (S, W) f4, weight in lanes [0, D) · slots (L,) i8: where the row of position k is
+         indices (L,) i8 · offsets (B+1,) i8 · bounds: see `plan.cut_bags` · weights (L,) f4, or one 1 and a step of 0 · out (L, D) or (B, D) f4
+Order    left to right inside a bag, from +0.0; the scale is multiplied in at the end
+Virgin   weight lane 0 has all bits zero: the row's weights are its first ones (`initialize`)
+Padding  positions with indices[k] == padding_idx: zeros in gather, skipped when pooled
+Empty    an empty bag gives zeros in every mode, as torch.nn.EmbeddingBag
+Source   torch.nn.EmbeddingBag; tf.nn.safe_embedding_lookup_sparse (weighted mean and sqrtn)
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from numba import prange
+
+from sparse_embed.kernels._intrinsics import (
+    bits,
+    next_chunk,
+    prefetch_row,
+    row_pointer,
+    stack_f32,
+)
+from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
+from sparse_embed.kernels.initialize import init_row
+
+SUM, MEAN, SQRTN, MAX = 0, 1, 2, 3  # `mode`
+
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+_VIRGIN = np.uint32(0)
+_AHEAD = 16
+CHUNK = 1024  # positions, or positions and bags together (`plan`)
+
+
+@device_function
+def weight_row(records, slot, row, scratch, dim, seed, init_kind, init_param):
+    """Pointer to the weights of a row: in its record, or generated into `scratch`."""
+    pointer = row_pointer(records, slot)
+    if bits(pointer[0]) == _VIRGIN:
+        init_row(scratch, dim, seed, row, init_kind, init_param)
+        pointer = scratch
+    return pointer
+
+
+@device_function
+def bag_scale(denominator, mode):
+    """What the sum of a bag is multiplied by, from its sum of w (mean) or w^2 (sqrtn)."""
+    if mode != MEAN and mode != SQRTN:
+        return _ONE
+    if mode == SQRTN:
+        denominator = np.float32(math.sqrt(denominator))
+    return _ONE / denominator if denominator != _ZERO else _ZERO
+
+
+@functools.cache
+def gather_cpu(dim: int):
+    digest = DIGEST
+
+    @cpu_kernel
+    def gather(records, slots, indices, padding_idx, seed, init_kind, init_param, counter, out):
+        _ = digest
+        num_positions = indices.shape[0]
+        for _worker in prange(WORKERS):
+            while True:
+                begin = next_chunk(counter, 0) * CHUNK
+                if begin >= num_positions:
+                    break
+                for k in range(begin, min(num_positions, begin + CHUNK)):
+                    prefetch_row(records, slots[min(k + _AHEAD, num_positions - 1)], dim)
+                    target = row_pointer(out, k)
+                    if indices[k] == padding_idx:
+                        for d in range(dim):
+                            target[d] = _ZERO
+                        continue
+                    source = row_pointer(records, slots[k])
+                    if bits(source[0]) == _VIRGIN:
+                        init_row(target, dim, seed, indices[k], init_kind, init_param)
+                    else:
+                        for d in range(dim):
+                            target[d] = source[d]
+
+    return gather
+
+
+@functools.cache
+def pool_cpu(dim: int):
+    digest = DIGEST
+
+    @cpu_kernel
+    def pool(
+        records, slots, indices, offsets, bounds, weights, weight_step, mode, padding_idx,
+        seed, init_kind, init_param, counter, out,
+    ):  # fmt: skip
+        _ = digest
+        num_positions = indices.shape[0]
+        chunks = bounds.shape[0] - 1
+        for _worker in prange(WORKERS):
+            total = stack_f32(dim)
+            scratch = stack_f32(dim)
+            while True:
+                chunk = next_chunk(counter, 0)
+                if chunk >= chunks:
+                    break
+                for b in range(bounds[chunk], bounds[chunk + 1]):
+                    for d in range(dim):
+                        total[d] = _ZERO
+                    denominator = _ZERO
+                    none = True
+                    for k in range(offsets[b], offsets[b + 1]):
+                        prefetch_row(records, slots[min(k + _AHEAD, num_positions - 1)], dim)
+                        if indices[k] == padding_idx:
+                            continue
+                        row = weight_row(
+                            records, slots[k], indices[k], scratch, dim, seed, init_kind, init_param
+                        )
+                        if mode != MAX:
+                            w = weights[k * weight_step]
+                            denominator += w if mode == MEAN else w * w
+                            for d in range(dim):
+                                total[d] = total[d] + w * row[d]
+                        elif none:
+                            for d in range(dim):
+                                total[d] = row[d]
+                        else:
+                            for d in range(dim):
+                                total[d] = row[d] if row[d] > total[d] else total[d]
+                        none = False
+                    target = row_pointer(out, b)
+                    scale = bag_scale(denominator, mode)
+                    for d in range(dim):
+                        target[d] = scale * total[d]
+
+    return pool
+
+
+@functools.cache
+def max_positions_cpu(dim: int):
+    digest = DIGEST
+
+    @cpu_kernel
+    def max_positions(
+        records, slots, indices, offsets, bounds, padding_idx,
+        seed, init_kind, init_param, counter, out,
+    ):  # fmt: skip
+        """out[b, d] = the first position of bag b whose value in column d is the largest, or -1."""
+        _ = digest
+        num_positions = indices.shape[0]
+        chunks = bounds.shape[0] - 1
+        for _worker in prange(WORKERS):
+            best = stack_f32(dim)
+            scratch = stack_f32(dim)
+            while True:
+                chunk = next_chunk(counter, 0)
+                if chunk >= chunks:
+                    break
+                for b in range(bounds[chunk], bounds[chunk + 1]):
+                    target = row_pointer(out, b)
+                    for d in range(dim):
+                        target[d] = -1
+                    none = True
+                    for k in range(offsets[b], offsets[b + 1]):
+                        if indices[k] == padding_idx:
+                            continue
+                        row = weight_row(
+                            records, slots[k], indices[k], scratch, dim, seed, init_kind, init_param
+                        )
+                        for d in range(dim):
+                            if none or row[d] > best[d]:
+                                best[d] = row[d]
+                                target[d] = k
+                        none = False
+
+    return max_positions

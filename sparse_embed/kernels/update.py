@@ -1,0 +1,160 @@
+"""Fused backward and optimizer step: sum the gradient of a row, clip it, update its record.
+
+Shapes   records (S, W) f4: weight lanes [0, D), then the optimizer's state · flags (S,) u1
+         slots (u1-u0,) i8 and indices (U,) i8: where unique row u is (slots[u - u0]), and which
+         it is (indices[u]); the rest as in `backward` · scalars (SCALARS,) f4:
+
+             0 rate  1 weight decay, or the factor of the weight  2 eps  3 root  4 1 - beta1
+             5 1 - beta2  6 clip_value  7 clip_norm (inf: off)  8 fill of the state
+
+Clip     first each value to [-clip_value, clip_value]; then, if the norm of what is left exceeds
+         clip_norm, times clip_norm / norm.  NaN stays NaN.
+Virgin   a row that was never written gets its first weights and its state's fill just before.
+         A weight lane 0 that comes out as +0.0 is stored as -0.0.
+Flags    flags[slot] |= 1 (dirty)
+Order    as `backward`; rows are independent, so the order of rows does not matter.
+Memory   no gradient of (L, D) or (U, D) exists, only the block sums of hot rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from numba import prange
+
+from sparse_embed.kernels._intrinsics import (
+    bits,
+    from_bits,
+    next_chunk,
+    prefetch_row,
+    row_pointer,
+    stack_f32,
+)
+from sparse_embed.kernels._jit import DIGEST, WORKERS, cold_function, cpu_kernel, device_function
+from sparse_embed.kernels.adagrad import adagrad_row, row_wise_adagrad_row
+from sparse_embed.kernels.adam import lazy_adam_row, row_wise_adam_row
+from sparse_embed.kernels.backward import first_block, sum_block
+from sparse_embed.kernels.initialize import init_row
+from sparse_embed.kernels.plan import BLOCK, HOT
+from sparse_embed.kernels.reduce import dot
+from sparse_embed.kernels.sgd import sgd_row
+
+SCALARS = 9
+CLIP_VALUE, CLIP_NORM, FILL = 6, 7, 8
+
+_ROWS = {
+    # name: (row update, state lanes as multiples of D, and beyond)
+    "sgd": (sgd_row, 0, 0),
+    "adagrad": (adagrad_row, 1, 0),
+    "row_wise_adagrad": (row_wise_adagrad_row, 0, 1),
+    "lazy_adam": (lazy_adam_row, 2, 0),
+    "row_wise_adam": (row_wise_adam_row, 1, 1),
+}
+_AHEAD = 6
+_VIRGIN = np.uint32(0)
+_NEGATIVE_ZERO = np.uint32(0x80000000)
+_INFINITY = np.float32(np.inf)
+_DIRTY = np.uint8(1)
+_ZERO = np.float32(0)
+
+
+@cold_function
+def clip_row(g, dim, clip_value, clip_norm):
+    """Clip a gradient in place, by value and then by norm."""
+    if clip_value < _INFINITY:
+        for d in range(dim):
+            x = g[d]
+            x = clip_value if x > clip_value else x
+            g[d] = -clip_value if x < -clip_value else x
+    if clip_norm < _INFINITY:
+        norm = np.float32(math.sqrt(dot(g, g, dim)))
+        if norm > clip_norm:
+            factor = clip_norm / norm
+            for d in range(dim):
+                g[d] = g[d] * factor
+
+
+@cold_function
+def materialize(record, dim, state_lanes, row, seed, init_kind, init_param, fill):
+    """Write a virgin row's first weights and state into its record."""
+    init_row(record, dim, seed, row, init_kind, init_param)
+    for lane in range(state_lanes):
+        record[dim + lane] = fill
+
+
+@device_function
+def keep_written(record):
+    """Lane 0 all bits zero would mean virgin: +0.0 becomes -0.0."""
+    if bits(record[0]) == _VIRGIN:
+        record[0] = from_bits(_NEGATIVE_ZERO)
+
+
+@functools.cache
+def update_cpu(dim: int, name: str):
+    digest = DIGEST
+    update_row, per_column, beyond = _ROWS[name]
+    state_lanes = per_column * dim + beyond
+    used_lanes = dim + state_lanes
+
+    @cpu_kernel
+    def update(
+        records, flags, slots, indices, u0, bounds, blocks, block_sums, starts,
+        positions, bag_ids, weights, scale, steps, argmax, grad,
+        scalars, seed, init_kind, init_param, counter,
+    ):  # fmt: skip
+        _ = digest
+        num_rows = slots.shape[0]
+        chunks, num_blocks = bounds.shape[0] - 1, blocks.shape[0]
+        for phase in range(0 if num_blocks > 0 else 1, 2):  # hot blocks, then rows
+            for _worker in prange(WORKERS):
+                g = stack_f32(dim)
+                block = stack_f32(dim)
+                while True:
+                    chunk = next_chunk(counter, phase)
+                    if chunk >= (chunks if phase else num_blocks):
+                        break
+                    first, last = chunk, chunk + 1
+                    if phase == 1:
+                        first, last = bounds[chunk], bounds[chunk + 1]
+                    for u in range(first, last):
+                        if phase == 0:
+                            begin, end = blocks[u, 0], blocks[u, 1]
+                        else:
+                            begin, end = starts[u], starts[u + 1]
+                            ahead = min(u - u0 + _AHEAD, num_rows - 1)
+                            prefetch_row(records, slots[ahead], used_lanes)
+                        j = first_block(blocks, begin) if end - begin > HOT else -1
+                        for d in range(dim):
+                            g[d] = _ZERO
+                        for start in range(begin, end, BLOCK):
+                            if j < 0:
+                                source = block
+                                sum_block(
+                                    block, start, min(start + BLOCK, end),
+                                    positions, bag_ids, weights, scale, steps, argmax, grad, dim,
+                                )  # fmt: skip
+                            else:
+                                source = row_pointer(block_sums, j)
+                                j += 1
+                            for d in range(dim):
+                                g[d] = g[d] + source[d]
+                        if phase == 0:
+                            target = row_pointer(block_sums, u)
+                            for d in range(dim):
+                                target[d] = g[d]
+                            continue
+                        clip_row(g, dim, scalars[CLIP_VALUE], scalars[CLIP_NORM])
+                        slot = slots[u - u0]
+                        record = row_pointer(records, slot)
+                        if bits(record[0]) == _VIRGIN:
+                            materialize(
+                                record, dim, state_lanes, indices[u],
+                                seed, init_kind, init_param, scalars[FILL],
+                            )  # fmt: skip
+                        update_row(record, g, dim, scalars)
+                        keep_written(record)
+                        flags[slot] |= _DIRTY
+
+    return update

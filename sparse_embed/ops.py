@@ -1,0 +1,497 @@
+"""One function per operation: the one door to the lookup, merge, backward and update kernels.
+
+Arguments are trusted: `_validate` has seen them.  Index arrays are int64, everything else float32,
+C-contiguous.  `padding_idx` is an int, NO_PADDING for none.  `reference` has a plain NumPy twin of
+every function here, which computes the same bits.
+
+The story:  lookup -> merge -> update,  or  merge -> backward -> apply  for the same bits.
+Unpooled is the case `offsets=None`: position k is its own bag k.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparse_embed._typing import (
+    METRICS,
+    MODES,
+    NO_PADDING,
+    AnyArray,
+    ByteArray,
+    FloatArray,
+    IndexArray,
+)
+from sparse_embed.initializers import Initializer
+from sparse_embed.kernels import (
+    backward as _backward,
+)
+from sparse_embed.kernels import (
+    bags as _bags,
+)
+from sparse_embed.kernels import (
+    dots as _dots,
+)
+from sparse_embed.kernels import (
+    dropout as _dropout,
+)
+from sparse_embed.kernels import (
+    initialize as _initialize,
+)
+from sparse_embed.kernels import (
+    lookup as _lookup,
+)
+from sparse_embed.kernels import (
+    merge as _merge,
+)
+from sparse_embed.kernels import (
+    plan as _plan,
+)
+from sparse_embed.kernels import (
+    topk as _topk,
+)
+from sparse_embed.kernels import (
+    update as _update,
+)
+from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.optim import Optimizer
+
+__all__ = [
+    "NO_PADDING",
+    "Coefficients",
+    "Merged",
+    "Records",
+    "apply",
+    "backward",
+    "bag_coefficients",
+    "dots",
+    "dropout_scale",
+    "initialize",
+    "lookup",
+    "lookup_bags",
+    "max_positions",
+    "merge",
+    "merge_top_k",
+    "scores",
+    "top_k",
+    "update",
+    "weights_grad",
+]
+
+_NO_INDICES: IndexArray = np.empty(0, np.int64)
+_ZERO: IndexArray = np.zeros(1, np.int64)  # stands for positions or bag ids that are their place
+_ONE: FloatArray = np.ones(1, np.float32)  # stands for weights or scales that are all 1
+
+
+@dataclass(frozen=True)
+class Records:
+    """The resident rows of a table, and what its virgin rows hold.
+
+    Args:
+        records: (S, W) float32: lanes [0, D) are the weight, then the optimizer's state.
+        flags: (S,) uint8: bit 0 is set where a kernel wrote.
+        dim: D.
+        init: first weights of a row whose lane 0 has all bits zero.
+        seed: of `init`, 0 <= seed < 2^64.
+    """
+
+    records: FloatArray
+    flags: ByteArray
+    dim: int
+    init: Initializer
+    seed: int
+
+    @property
+    def init_args(self) -> tuple[np.uint64, int, np.float32]:
+        """seed, init_kind, init_param as kernels take them."""
+        return np.uint64(self.seed), self.init.kind, np.float32(self.init.param)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The unique rows of a batch and where they occur.
+
+    indices: (U,) int64, sorted, unique.  starts: (U+1,) int64.  positions: (n,) int64, those of row
+    u at [starts[u], starts[u+1]), ascending.  Padded positions are not there.
+    """
+
+    indices: IndexArray
+    starts: IndexArray
+    positions: IndexArray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """By how much a position's row entered its bag: c[k] = weights[k] * scale[bag_ids[k]].
+
+    bag_ids: (L,) int64 or None: position k is bag k.  weights: (L,) or None: all 1.
+    scale: (B,) or None: all 1.
+    """
+
+    bag_ids: IndexArray | None
+    weights: FloatArray | None
+    scale: FloatArray | None
+
+
+def _counter() -> IndexArray:
+    return np.zeros(2, np.int64)
+
+
+def _or_one(weights: FloatArray | None) -> tuple[FloatArray, int]:
+    """weights and weight_step as kernels take them."""
+    return (_ONE, 0) if weights is None else (weights, 1)
+
+
+def _no_argmax(argmax: IndexArray | None, dim: int) -> IndexArray:
+    return np.empty((0, dim), np.int64) if argmax is None else argmax
+
+
+def initialize(init: Initializer, seed: int, rows: IndexArray, dim: int) -> FloatArray:
+    """First weights of these rows: (n, D) float32."""
+    guard_fork()
+    out = np.empty((len(rows), dim), np.float32)
+    args = (np.uint64(seed), init.kind, np.float32(init.param))
+    _initialize.initialize_cpu(dim)(rows, *args, _counter(), out)
+    return out
+
+
+def lookup(
+    rec: Records, slots: IndexArray, indices: IndexArray, padding_idx: int
+) -> FloatArray:
+    """Rows, unpooled.
+
+    Args:
+        slots: (L,) where the row of each position is; not used at padded positions.
+        indices: (L,) row numbers, or `padding_idx`.
+
+    Returns:
+        (L, D) float32; zeros at padded positions.
+    """
+    guard_fork()
+    out = np.empty((len(indices), rec.dim), np.float32)
+    _lookup.gather_cpu(rec.dim)(
+        rec.records, slots, indices, padding_idx, *rec.init_args, _counter(), out
+    )
+    return out
+
+
+def lookup_bags(
+    rec: Records,
+    slots: IndexArray,
+    indices: IndexArray,
+    offsets: IndexArray,
+    per_sample_weights: FloatArray | None,
+    mode: str,
+    padding_idx: int,
+) -> FloatArray:
+    """Rows, pooled in bags: (B, D) float32.  An empty bag gives zeros."""
+    guard_fork()
+    out = np.empty((len(offsets) - 1, rec.dim), np.float32)
+    bounds = _plan.cut_bags_cpu()(offsets, _lookup.CHUNK)
+    _lookup.pool_cpu(rec.dim)(
+        rec.records, slots, indices, offsets, bounds, *_or_one(per_sample_weights),
+        MODES.index(mode), padding_idx, *rec.init_args, _counter(), out,
+    )  # fmt: skip
+    return out
+
+
+def max_positions(
+    rec: Records, slots: IndexArray, indices: IndexArray, offsets: IndexArray, padding_idx: int
+) -> IndexArray:
+    """(B, D) int64: the position whose value is the largest of its bag and column; the first of
+    equals; -1 in an empty bag."""
+    guard_fork()
+    out = np.empty((len(offsets) - 1, rec.dim), np.int64)
+    bounds = _plan.cut_bags_cpu()(offsets, _lookup.CHUNK)
+    _lookup.max_positions_cpu(rec.dim)(
+        rec.records, slots, indices, offsets, bounds, padding_idx, *rec.init_args, _counter(), out
+    )
+    return out
+
+
+class _Scratch(threading.local):
+    """Sort buffers of a Python thread, kept: fresh pages would cost more than the sort."""
+
+    words: AnyArray = np.empty((2, 0), np.uint64)
+    histogram: IndexArray = np.empty((0, 4096), np.int64)
+
+    def take(self, length: int, chunks: int) -> tuple[AnyArray, AnyArray, IndexArray]:
+        if self.words.shape[1] < length:
+            words = np.empty((2, max(length, 2 * self.words.shape[1])), np.uint64)
+            if length <= 1 << 23:  # 128 MiB at most are kept
+                self.words = words
+        else:
+            words = self.words
+        if len(self.histogram) < chunks:
+            self.histogram = np.empty((chunks, 4096), np.int64)
+        return words[0, :length], words[1, :length], self.histogram
+
+
+_scratch = _Scratch()
+
+
+def merge(indices: IndexArray, padding_idx: int) -> Merged:
+    """Sort a batch by row, stably, without its padding.
+
+    Args:
+        indices: (L,) int64, each >= 0 or `padding_idx`; up to 2^63 - 1.
+    """
+    guard_fork()
+    length = len(indices)
+    chunks = _merge.num_chunks(length)
+    largest, kept = np.empty(chunks, np.int64), np.empty(chunks, np.int64)
+    _merge.largest_key_cpu()(indices, padding_idx, chunks, largest, kept)
+    num_kept = int(kept.sum())
+    if num_kept == 0:
+        return Merged(_NO_INDICES, np.zeros(1, np.int64), _NO_INDICES)
+    key_bits = max(1, int(largest.max()).bit_length())
+    position_bits = max(1, (length - 1).bit_length())
+    if key_bits + position_bits > 64:
+        return _merge_wide(indices, padding_idx, key_bits, position_bits)
+    words = _sorted_words(indices, padding_idx, 0, key_bits, position_bits)[:num_kept]
+    positions, starts = np.empty(num_kept, np.int64), np.empty(num_kept + 1, np.int64)
+    unique = np.empty(num_kept, np.int64)
+    num_unique = _merge.segments_cpu()(
+        words, position_bits, chunks, np.zeros(chunks, np.int64), positions, unique, starts
+    )
+    return Merged(unique[:num_unique], starts[: num_unique + 1], positions)
+
+
+def _sorted_words(
+    indices: IndexArray, padding_idx: int, key_shift: int, key_bits: int, position_bits: int
+) -> AnyArray:
+    """(L,) uint64, key bits above the position, sorted; padded positions leave rubbish at the end."""
+    length = len(indices)
+    chunks, digit = _merge.num_chunks(length), _merge.digit_bits(key_bits, length)
+    a, b, histogram = _scratch.take(length, chunks)
+    in_a = _merge.radix_sort_cpu()(
+        indices, padding_idx, key_shift, key_bits, position_bits, digit, chunks, a, b, histogram
+    )
+    return a if in_a else b
+
+
+def _merge_wide(
+    indices: IndexArray, padding_idx: int, key_bits: int, position_bits: int
+) -> Merged:
+    """Keys that do not fit in a word with their position: the low bits first, then the rest."""
+    low_bits = 64 - position_bits
+    mask = np.uint64((1 << position_bits) - 1)
+    num_kept = int(np.count_nonzero(indices != padding_idx))
+    words = _sorted_words(indices, padding_idx, 0, low_bits, position_bits)[:num_kept]
+    positions = (words & mask).astype(np.int64)
+    high = indices[positions]
+    words = _sorted_words(high, NO_PADDING, low_bits, key_bits - low_bits, position_bits)
+    positions = positions[(words & mask).astype(np.int64)]
+    keys = indices[positions]
+    begins = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    return Merged(keys[begins], np.append(begins, num_kept).astype(np.int64), positions)
+
+
+def bag_coefficients(
+    indices: IndexArray,
+    offsets: IndexArray | None,
+    per_sample_weights: FloatArray | None,
+    mode: str,
+    padding_idx: int,
+) -> Coefficients:
+    """What `backward`, `update` and `dots` need to know of the bags."""
+    if offsets is None:
+        return Coefficients(None, per_sample_weights, None)
+    guard_fork()
+    bag_ids = np.empty(len(indices), np.int64)
+    scaled = mode in ("mean", "sqrtn")
+    scale = np.empty(len(offsets) - 1 if scaled else 0, np.float32)
+    bounds = _plan.cut_bags_cpu()(offsets, _bags.CHUNK)
+    _bags.bags_cpu()(
+        indices, offsets, bounds, *_or_one(per_sample_weights), MODES.index(mode), padding_idx,
+        _counter(), bag_ids, scale,
+    )  # fmt: skip
+    return Coefficients(bag_ids, per_sample_weights, scale if scaled else None)
+
+
+def _entry_args(positions: IndexArray | None, coefficients: Coefficients) -> tuple[Any, ...]:
+    """positions, bag_ids, weights, scale, steps as `kernels/backward.py` takes them."""
+    bag_ids, weights, scale = coefficients.bag_ids, coefficients.weights, coefficients.scale
+    return (
+        _ZERO if positions is None else positions,
+        _ZERO if bag_ids is None else bag_ids,
+        _ONE if weights is None else weights,
+        _ONE if scale is None else scale,
+        tuple(0 if array is None else 1 for array in (positions, bag_ids, weights, scale)),
+    )
+
+
+def _cut(starts: IndexArray, u0: int, u1: int, dim: int) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """Chunks of the unique rows [u0, u1), the blocks of hot rows among them, room for their sums."""
+    bounds, blocks = _plan.cut_segments_cpu()(starts, u0, u1, _backward.CHUNK)
+    return bounds, blocks, np.empty((len(blocks), dim), np.float32)
+
+
+def backward(
+    merged: Merged, coefficients: Coefficients, grad: FloatArray, argmax: IndexArray | None
+) -> FloatArray:
+    """Gradient of the unique rows: (U, D) float32.
+
+    Args:
+        grad: (B, D) upstream gradient.
+        argmax: `max_positions` of mode "max", else None.
+    """
+    guard_fork()
+    dim = grad.shape[1]
+    out = np.empty((len(merged), dim), np.float32)
+    if len(merged):
+        _backward.backward_cpu(dim)(
+            *_cut(merged.starts, 0, len(merged), dim), merged.starts, *_entry_args(merged.positions, coefficients),
+            _no_argmax(argmax, dim), grad, _counter(), out,
+        )  # fmt: skip
+    return out
+
+
+def update(
+    rec: Records,
+    slots: IndexArray,
+    merged: Merged,
+    u0: int,
+    u1: int,
+    coefficients: Coefficients,
+    grad: FloatArray,
+    argmax: IndexArray | None,
+    optimizer: Optimizer,
+    step: int,
+    lr: float,
+) -> None:
+    """Fused: gradient, clipping and optimizer step of the unique rows [u0, u1), in place.
+
+    Args:
+        slots: (u1-u0,) where these rows are.
+        step: from 1 on.
+        lr: the learning rate of this step.
+    """
+    if u1 <= u0:
+        return
+    guard_fork()
+    _update.update_cpu(rec.dim, optimizer.name)(
+        rec.records, rec.flags, slots, merged.indices, u0, *_cut(merged.starts, u0, u1, rec.dim),
+        merged.starts, *_entry_args(merged.positions, coefficients),
+        _no_argmax(argmax, rec.dim), grad,
+        optimizer.scalars(step, lr), *rec.init_args, _counter(),
+    )  # fmt: skip
+
+
+def apply(
+    rec: Records,
+    slots: IndexArray,
+    indices: IndexArray,
+    values: FloatArray,
+    optimizer: Optimizer,
+    step: int,
+    lr: float,
+) -> None:
+    """Clipping and optimizer step for rows with these gradients, in place: the bits of `update`.
+
+    Args:
+        slots, indices: (U,) where the rows are and which they are; unique.
+        values: (U, D) their gradients.
+    """
+    if len(indices) == 0:
+        return
+    guard_fork()
+    starts = np.arange(len(indices) + 1)
+    _update.update_cpu(rec.dim, optimizer.name)(
+        rec.records, rec.flags, slots, indices, 0, *_cut(starts, 0, len(indices), rec.dim),
+        starts, *_entry_args(None, Coefficients(None, None, None)),
+        _no_argmax(None, rec.dim), values,
+        optimizer.scalars(step, lr), *rec.init_args, _counter(),
+    )  # fmt: skip
+
+
+def dots(
+    rec: Records,
+    slots: IndexArray,
+    indices: IndexArray,
+    grad: FloatArray,
+    bag_ids: IndexArray | None,
+    padding_idx: int,
+) -> FloatArray:
+    """(L,) float32: <grad[bag of k], weight[indices[k]]>; 0 at padded positions."""
+    guard_fork()
+    out = np.empty(len(indices), np.float32)
+    _dots.dots_cpu(rec.dim)(
+        rec.records, slots, indices, grad, _NO_INDICES if bag_ids is None else bag_ids,
+        padding_idx, *rec.init_args, _counter(), out,
+    )  # fmt: skip
+    return out
+
+
+def weights_grad(
+    dots: FloatArray,
+    indices: IndexArray,
+    offsets: IndexArray | None,
+    per_sample_weights: FloatArray | None,
+    mode: str,
+    padding_idx: int,
+) -> FloatArray:
+    """(L,) float32: the gradient of per_sample_weights, from `dots`; modes sum, mean, sqrtn."""
+    if offsets is None or mode == "sum":
+        return dots.copy()
+    guard_fork()
+    out = np.empty(len(dots), np.float32)
+    _dots.weights_grad_cpu()(
+        dots, indices, offsets, *_or_one(per_sample_weights), MODES.index(mode), padding_idx, out
+    )
+    return out
+
+
+def scores(block: FloatArray, queries: FloatArray, metric: str) -> FloatArray:
+    """(Q, N) float32: metric "cosine", "dot" or "euclidean" of (N, D) rows and (Q, D) queries."""
+    guard_fork()
+    out = np.empty((len(queries), len(block)), np.float32)
+    norms = np.empty(len(queries), np.float32)
+    _topk.scores_cpu(block.shape[1])(block, queries, METRICS.index(metric), _counter(), norms, out)
+    return out
+
+
+def merge_top_k(
+    scores: FloatArray,
+    candidates: IndexArray,
+    metric: str,
+    best_indices: IndexArray,
+    best_scores: FloatArray,
+) -> None:
+    """Take candidates (N,) with scores (Q, N) into the best lists (Q, k), in place.
+
+    Best first, ties by the smaller index.  Start from `best_indices` full of -1: "none yet".
+    """
+    if best_indices.shape[1] == 0:
+        return
+    guard_fork()
+    largest = metric != "euclidean"
+    _topk.merge_top_k_cpu()(scores, candidates, largest, best_indices, best_scores)
+
+
+def top_k(
+    scores: FloatArray, candidates: IndexArray, k: int, metric: str
+) -> tuple[IndexArray, FloatArray]:
+    """The best min(k, N) candidates of each query: (Q, k) indices and scores, best first."""
+    num_queries, k = len(scores), min(k, len(candidates))
+    best_indices = np.full((num_queries, k), -1, np.int64)
+    best_scores = np.zeros((num_queries, k), np.float32)
+    merge_top_k(scores, candidates, metric, best_indices, best_scores)
+    return best_indices, best_scores
+
+
+def dropout_scale(seed: int, step: int, num_positions: int, p: float) -> FloatArray:
+    """(n,) float32, 0 with probability p, else 1 / (1 - p): a function of seed, step, position."""
+    guard_fork()
+    out = np.empty(num_positions, np.float32)
+    threshold = np.uint64(round(p * 2**24))
+    keep = np.float32(1 / (1 - p))
+    args: Any = (np.uint64(seed), np.uint64(step), threshold, keep)
+    _dropout.dropout_scale_cpu()(*args, out)
+    return out

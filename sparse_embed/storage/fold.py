@@ -1,0 +1,115 @@
+"""When to fold the journal, how far, and what to do when a fold is done."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sparse_embed.errors import StoreError
+from sparse_embed.storage import checkpoint, files, lock, manifest
+
+if TYPE_CHECKING:  # the store calls this module; only its type is needed here
+    from sparse_embed.storage.store import StoreCore
+
+log = logging.getLogger("sparse_embed")
+_JOURNAL_BUDGET = 256 << 20  # the journal may at least be this large before it is folded
+
+
+def fold_now(core: StoreCore) -> None:
+    """Fold all commits into the data files, as far as readers allow."""
+    with core.using(write=True, rescue=True):
+        if core.directory is None:
+            return
+        core.finish_flight(wait=True)
+        finish_fold(core, wait=True)
+        fold = _prepare_fold(core, core.settled_commit)
+        if fold is not None:
+            fold.run()
+            core.running_fold = fold
+            finish_fold(core, wait=True)
+
+
+def fold_in_background(core: StoreCore) -> None:
+    """Start a fold when the journal has outgrown its budget; two commits stay behind."""
+    journal = core.journal
+    if core.running_fold is not None or journal is None or len(core.frames) < 4:
+        return
+    data = [table.rows.file for table in core.tables.values()]
+    allocated = sum(files.allocated_bytes(file.fd) for file in data if file is not None)
+    if journal.bytes <= max(_JOURNAL_BUDGET, allocated):
+        return
+    try:
+        fold = _prepare_fold(core, core.settled_commit - 2)
+    except OSError as error:  # the commit that brought us here is safe; try again after the next
+        log.warning("cannot begin a checkpoint in the background: %s", error)
+        return
+    if fold is not None:
+        fold.start()
+        core.running_fold = fold
+
+
+def _prepare_fold(core: StoreCore, upto: int) -> checkpoint.Fold | None:
+    """Publish the intention, and make sure that no reader needs what the fold overwrites."""
+    directory, journal = core.directory, core.journal
+    assert directory is not None and journal is not None
+    while upto > core.manifest.folded:
+        reader = lock.oldest_reader(core.lock_fd, upto)
+        if reader is not None:
+            pids = lock.processes_holding(str(directory.path / lock.NAME))
+            log.warning(
+                "checkpoint up to commit %d only: a reader stands there (processes %s)",
+                reader,
+                [pid for pid in pids if pid != os.getpid()] or "of this process",
+            )
+            upto = reader
+            continue
+        if core.manifest.folding < upto:
+            new = replace(core.manifest, folding=upto)
+            manifest.write(directory, new)
+            core.manifest = new
+            continue  # ask again: a reader that did not see this yet holds its lock by now
+        frames = [frame for frame in core.frames if frame.commit <= upto]
+        journal.seal()
+        arrays = journal.arrays(frames[-1])
+        source = checkpoint.Source.of(journal, frames)
+        data = {n: t.rows.file for n, t in core.tables.items() if t.rows.file is not None}
+        return checkpoint.Fold(directory, core.manifest, source, data, arrays)
+    return None
+
+
+def finish_fold(core: StoreCore, wait: bool) -> None:
+    """Take over the outcome of a running fold.
+
+    A failed one changed nothing that counts: the journal still has every commit.  It is raised to
+    whoever asked for the checkpoint, and logged when nobody did.
+    """
+    fold = core.running_fold
+    if fold is None or not (wait or fold.done):
+        return
+    fold.wait()
+    core.running_fold = None
+    if isinstance(fold.error, checkpoint.FoldSyncError):
+        core.read_only = f"{fold.error}; the journal is kept, open the store again to fold it"
+        raise StoreError(errno.EIO, core.read_only)
+    if fold.error is not None and fold.background:
+        log.warning("a checkpoint in the background failed, the journal is kept: %s", fold.error)
+        return
+    if fold.error is not None:
+        raise fold.error
+    directory, journal = core.directory, core.journal
+    assert directory is not None and journal is not None
+    old_arrays, core.manifest = core.manifest.arrays, fold.new
+    for name, rows in fold.rows.items():
+        file = core.tables[name].rows.file
+        assert file is not None
+        file.pages.mark(file.offsets(rows), file.layout.record_bytes)
+    gone = journal.older_than(fold.upto)
+    for table in core.tables.values():
+        table.rows.drop_segments(gone)
+    core.frames = [frame for frame in core.frames if frame.commit > fold.upto]
+    journal.delete(gone)
+    if old_arrays is not None and old_arrays != fold.new.arrays:
+        files.CALLS.unlink(directory.fd, old_arrays.file)

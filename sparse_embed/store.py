@@ -1,0 +1,212 @@
+"""Store: several tables and arrays that commit together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from sparse_embed._typing import AnyArray
+from sparse_embed.commit import Commit
+from sparse_embed.errors import ArgumentError
+from sparse_embed.initializers import Initializer
+from sparse_embed.optim import Optimizer
+from sparse_embed.storage import fold, inspect, opening
+from sparse_embed.storage.store import StoreCore
+from sparse_embed.table import (
+    EmbeddingTable,
+    check_cache,
+    check_table_name,
+    create_core,
+    make_entry,
+    open_core,
+    table_info,
+)
+
+
+class Arrays(MutableMapping[str, AnyArray]):
+    """The small named arrays of a store: all of them go into each commit.
+
+    Setting copies; what you get is the store's own array, and changing it in place counts.
+    """
+
+    def __init__(self, core: StoreCore) -> None:
+        self._core = core
+
+    def __getitem__(self, name: str) -> AnyArray:
+        return self._core.arrays[name]
+
+    def __setitem__(self, name: str, value: object) -> None:
+        if not isinstance(name, str) or not name or "/" in name or "\0" in name:
+            raise ArgumentError(f"name: expected a string without '/', got {name!r}")
+        array = np.array(value, order="C")
+        if array.dtype.kind not in "biufcSUmM":
+            raise ArgumentError(f"arrays[{name!r}]: expected numbers or strings, got {array.dtype}")
+        with self._core.using(write=True):
+            self._core.arrays[name] = array
+
+    def __delitem__(self, name: str) -> None:
+        with self._core.using(write=True):
+            del self._core.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._core.arrays)
+
+    def __len__(self) -> int:
+        return len(self._core.arrays)
+
+
+class Store:
+    """A directory of tables and arrays with one journal and one commit for all of them.
+
+    As a context manager it commits and closes on success; on an exception it rolls back and closes.
+    """
+
+    def __init__(self, core: StoreCore) -> None:
+        """Used by create and open; not public."""
+        self._core = core
+        self._tables = {name: EmbeddingTable(core, name) for name in core.tables}
+        self._arrays = Arrays(core)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str] | None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> Store:
+        """A new, empty store; None for one in memory.  See EmbeddingTable.create."""
+        return cls(create_core(path, metadata, overwrite))
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        mode: str = "r+",
+        *,
+        at_commit: int | None = None,
+        cache_bytes: int | Mapping[str, int] | None = None,
+    ) -> Store:
+        """Open a store.  `cache_bytes` may be a dict, table name -> bytes.  See EmbeddingTable.open."""
+        if isinstance(cache_bytes, Mapping):
+            cache: int | Mapping[str, int | None] | None = {
+                name: check_cache(size) for name, size in cache_bytes.items()
+            }
+        else:
+            cache = check_cache(cache_bytes)
+        return cls(open_core(path, mode, at_commit, cache))
+
+    def create_table(
+        self,
+        name: str,
+        *,
+        num_embeddings: int,
+        embedding_dim: int,
+        dtype: str = "float32",
+        init: Initializer | None = None,
+        optimizer: Optimizer | None = None,
+        seed: int = 0,
+        cache_bytes: int | None = None,
+        device: str = "cpu",
+    ) -> EmbeddingTable:
+        """Add a table.  It is on disk at once, empty; arguments as in EmbeddingTable.create."""
+        check_table_name(name)
+        if name in self._tables:
+            raise ArgumentError(f"name: the store already has a table {name!r}")
+        entry = make_entry(num_embeddings, embedding_dim, dtype, init, optimizer, seed, device)
+        lr = optimizer.lr if optimizer is not None else 0.0
+        self._core.add_table(name, entry, lr, check_cache(cache_bytes))
+        self._tables[name] = EmbeddingTable(self._core, name)
+        return self._tables[name]
+
+    @property
+    def tables(self) -> Mapping[str, EmbeddingTable]:
+        """The tables by name."""
+        return MappingProxyType(self._tables)
+
+    @property
+    def arrays(self) -> Arrays:
+        """The arrays by name; set them like a dict's entries."""
+        return self._arrays
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """JSON values, committed with the store; change them in place."""
+        return self._core.metadata
+
+    @property
+    def path(self) -> Path | None:
+        """The directory; None in memory."""
+        return self._core.path
+
+    @property
+    def last_commit(self) -> int:
+        """The number of the newest durable commit; 0 before the first."""
+        return self._core.last_commit
+
+    def commit(self, wait: bool = True) -> int | Commit:
+        """Make everything since the last commit durable.  See EmbeddingTable.commit."""
+        number = self._core.commit(wait)
+        return number if wait else Commit(self._core, number)
+
+    def rollback(self) -> None:
+        """Return to the last commit.  Not for a store in memory, which keeps none."""
+        self._core.rollback()
+
+    def checkpoint(self) -> None:
+        """Fold all commits into the data files."""
+        fold.fold_now(self._core)
+
+    def snapshot(self, path: str | os.PathLike[str]) -> None:
+        """Copy the last commit to a new store at `path`."""
+        inspect.snapshot(self._core, Path(path))
+
+    def refresh(self) -> int:
+        """For a reader: move on to the newest commit; returns its number."""
+        return opening.refresh(self._core)
+
+    def close(self, checkpoint: bool = True) -> None:
+        """Fold commits into the data files (unless checkpoint=False) and let go of everything."""
+        self._core.close(checkpoint_first=checkpoint)
+
+    def info(self) -> dict[str, Any]:
+        """Plain facts about the store and its tables."""
+        facts = inspect.info(self._core)
+        with self._core.using(write=False):
+            facts["tables"] = {name: table_info(core) for name, core in self._core.tables.items()}
+        return facts
+
+    def verify(self) -> dict[str, Any]:
+        """Check everything that can be checked, from disk: store.json, journal checksums, row
+        numbers, headers and lengths of data files, padding of the records they hold.
+
+        Returns:
+            what was checked, as counts.
+
+        Raises:
+            CorruptStoreError: names the file, the place and what was found.
+        """
+        return inspect.verify(self._core)
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.path is None else repr(str(self.path))
+        return f"Store({where}, tables={sorted(self._tables)}, last_commit={self.last_commit})"
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._core.leave(kind is None)
+
+
+__all__ = ["Arrays", "Store"]
