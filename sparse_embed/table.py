@@ -20,7 +20,7 @@ from sparse_embed.optim import Optimizer, check_lr, optimizer_from_dict
 from sparse_embed.sparse_grad import SparseGrad
 from sparse_embed.storage import fold, inspect, opening
 from sparse_embed.storage.manifest import TableEntry, is_table_name
-from sparse_embed.storage.store import StoreCore, TableCore
+from sparse_embed.storage.store import StoreCore, TableCore, copy_metadata
 
 _ONE_TABLE = "rows"
 _BLOCK_BYTES = 16 << 20
@@ -862,7 +862,7 @@ def create_core(
     path: str | os.PathLike[str] | None, metadata: Mapping[str, Any] | None, overwrite: bool
 ) -> StoreCore:
     """A new, empty store."""
-    facts = dict(metadata or {})
+    facts = copy_metadata(dict(metadata or {}))
     if path is None:
         return opening.in_memory(facts)
     return opening.create_store(Path(path), facts, overwrite)

@@ -112,8 +112,9 @@ class DataFile:
         try:
             try:
                 files.CALLS.truncate(fd, layout.file_bytes)
-            except OSError as error:
-                if error.errno in (errno.EFBIG, errno.EINVAL):
+            except (OSError, OverflowError) as error:
+                code = getattr(error, "errno", errno.EFBIG)
+                if code in (errno.EFBIG, errno.EINVAL):
                     raise StoreError(
                         errno.EFBIG,
                         f"num_embeddings: {where} would be {layout.file_bytes} bytes long (mostly "

@@ -14,7 +14,6 @@ written are holes and read as zeros.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,6 @@ import numpy as np
 from sparse_embed.errors import ArgumentError
 
 DATA_START = 4096
-_LARGEST_FILE = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -81,16 +79,3 @@ class Layout:
         if len(body) != length:
             raise ArgumentError("optimizer: its state fields do not fit the data file's header")
         return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + body
-
-
-def make_layout(
-    num_embeddings: int, embedding_dim: int, state: Sequence[tuple[str, int]]
-) -> Layout:
-    """The layout of a table; ArgumentError when its file offsets would pass 2^62."""
-    layout = Layout(num_embeddings, embedding_dim, (("weight", embedding_dim), *state))
-    if layout.file_bytes > _LARGEST_FILE:
-        raise ArgumentError(
-            f"num_embeddings: {num_embeddings} rows of {layout.record_bytes} bytes exceed the "
-            f"largest possible file, {_LARGEST_FILE} bytes"
-        )
-    return layout

@@ -24,7 +24,7 @@ from typing import Any
 
 from sparse_embed.errors import CorruptStoreError, NotAStoreError, UnsupportedVersionError
 from sparse_embed.storage.files import Directory
-from sparse_embed.storage.layout import Layout, make_layout
+from sparse_embed.storage.layout import Layout
 
 NAME = "store.json"
 FORMAT = "sparse_embed store"
@@ -57,7 +57,8 @@ class TableEntry:
     fields: tuple[tuple[str, int], ...]
 
     def layout(self) -> Layout:
-        return make_layout(self.num_embeddings, self.embedding_dim, self.fields)
+        fields = (("weight", self.embedding_dim), *self.fields)
+        return Layout(self.num_embeddings, self.embedding_dim, fields)
 
     def to_dict(self, name: str) -> dict[str, Any]:
         return {
