@@ -619,7 +619,9 @@ class EmbeddingTable:
 
     def _split(self, rows: IndexArray) -> list[tuple[int, int]]:
         """Ranges of unique rows, each of which fits the cache."""
-        capacity = self._table.rows.resident.capacity
+        resident = self._table.rows.resident
+        resident.trim()
+        capacity = resident.capacity
         step = len(rows) if len(rows) <= capacity else max(1, capacity // 2)
         return [(u0, min(u0 + step, len(rows))) for u0 in range(0, len(rows), step or 1)]
 

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel, serial_kernel
+from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function, serial_kernel
 
 _IO = types.intp(types.int32, types.voidptr, types.uintp, types.int64)
 _pread = types.ExternalFunction("pread", _IO)
@@ -57,6 +57,15 @@ def _errno(typingctx):
     return types.int32(), codegen
 
 
+@device_function
+def _run_end(offsets, size, begin, end):
+    """The end of the run of records from `begin` that lie one behind the other in the file."""
+    j = begin + 1
+    while j < end and offsets[j] == offsets[j - 1] + size:
+        j += 1
+    return j
+
+
 @functools.cache
 def read_cpu():
     digest = DIGEST
@@ -72,15 +81,26 @@ def read_cpu():
         for c in prange(_CHUNKS):
             begin, end = n * c // _CHUNKS, n * (c + 1) // _CHUNKS
             if advise:
-                for i in range(begin, end):
-                    _fadvise(np.int32(fd), offsets[i], np.int64(size), _WILLNEED)
-            for i in range(begin, end):
-                where = _pointer(base + np.uint64(i) * np.uint64(size))
-                got = _pread(np.int32(fd), where, np.uint64(size), offsets[i])
-                if got != size:
-                    failed[c] = i
-                    codes[c] = _errno() if got < 0 else 0
+                i = begin
+                while i < end:
+                    j = _run_end(offsets, size, i, end)
+                    _fadvise(np.int32(fd), offsets[i], np.int64((j - i) * size), _WILLNEED)
+                    i = j
+            i = begin
+            while i < end:
+                j = _run_end(offsets, size, i, end)
+                done, total = np.int64(0), np.int64((j - i) * size)
+                while done < total:
+                    where = _pointer(base + np.uint64(i * size) + np.uint64(done))
+                    got = _pread(np.int32(fd), where, np.uint64(total - done), offsets[i] + done)
+                    if got <= 0:
+                        failed[c] = i
+                        codes[c] = _errno() if got < 0 else 0
+                        break
+                    done += got
+                if failed[c] >= 0:
                     break
+                i = j
         for c in range(_CHUNKS):
             if failed[c] >= 0:
                 return failed[c], codes[c]
@@ -99,11 +119,17 @@ def read_serial():
         digest  # noqa: B018
         n, size = data.shape
         base = np.uint64(data.ctypes.data)
-        for i in range(n):
-            where = _pointer(base + np.uint64(i) * np.uint64(size))
-            got = _pread(np.int32(fd), where, np.uint64(size), offsets[i])
-            if got != size:
-                return np.int64(i), np.int64(_errno() if got < 0 else 0)
+        i = 0
+        while i < n:
+            j = _run_end(offsets, size, i, n)
+            done, total = np.int64(0), np.int64((j - i) * size)
+            while done < total:
+                where = _pointer(base + np.uint64(i * size) + np.uint64(done))
+                got = _pread(np.int32(fd), where, np.uint64(total - done), offsets[i] + done)
+                if got <= 0:
+                    return np.int64(i), np.int64(_errno() if got < 0 else 0)
+                done += got
+            i = j
         return np.int64(-1), np.int64(0)
 
     return read
@@ -121,12 +147,10 @@ def write_serial():
         base = np.uint64(data.ctypes.data)
         i = 0
         while i < n:
-            j = i + 1
-            while j < n and offsets[j] == offsets[j - 1] + size:
-                j += 1
+            j = _run_end(offsets, size, i, n)
             done, total = np.int64(0), np.int64((j - i) * size)
             while done < total:
-                where = _pointer(base + np.uint64(i) * np.uint64(size) + np.uint64(done))
+                where = _pointer(base + np.uint64(i * size) + np.uint64(done))
                 put = _pwrite(np.int32(fd), where, np.uint64(total - done), offsets[i] + done)
                 if put <= 0:
                     return np.int64(i), np.int64(_errno() if put < 0 else 0)

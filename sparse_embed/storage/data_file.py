@@ -152,10 +152,14 @@ class DataFile:
     def offsets(self, rows: Int64) -> Int64:
         return DATA_START + rows * self.layout.record_bytes
 
+    def maybe_stored(self, rows: Int64) -> NDArray[np.bool_]:
+        """False where a row surely lies in a hole."""
+        return self.pages.maybe_data(self.offsets(rows), self.layout.record_bytes)
+
     def read(self, rows: Int64, out: NDArray[np.float32]) -> None:
         """out[i] = the record of rows[i]; rows in holes come back as zeros without being read."""
         offsets = self.offsets(rows)
-        there = np.flatnonzero(self.pages.maybe_data(offsets, self.layout.record_bytes))
+        there = np.flatnonzero(self.maybe_stored(rows))
         if there.size == rows.size:
             self._read(offsets, out)
             return

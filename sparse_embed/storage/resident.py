@@ -36,6 +36,9 @@ Bytes = NDArray[np.uint8]
 # file (-1 where the row came from elsewhere).
 Fetch = Callable[[Int64, Floats], Int64]
 
+# stored(rows): which rows some file may hold a version of.
+Stored = Callable[[Int64], NDArray[np.bool_]]
+
 _CHUNK_BYTES = 8 << 20
 _SMALLEST = 1024  # slots that every table may keep, whatever its budget
 _STEP_BYTES = 4 << 20
@@ -78,6 +81,9 @@ class Slots:
     def capacity(self) -> int:
         """The most rows that can be in memory at one time."""
         raise NotImplementedError
+
+    def trim(self) -> None:
+        """Give memory back that indexes have come to need."""
 
     def slots(self, rows: Int64) -> Int64 | None:
         """The slots of `rows` (repeats allowed), all brought in; None when they cannot all fit."""
@@ -126,8 +132,11 @@ class Slots:
 class IdentitySlots(Slots):
     """Slot == row."""
 
-    def __init__(self, layout: Layout, fetch: Fetch, new: bool, budget: Budget) -> None:
+    def __init__(
+        self, layout: Layout, fetch: Fetch, stored: Stored, new: bool, budget: Budget
+    ) -> None:
         super().__init__(layout, fetch)
+        self._stored = stored
         self._budget = budget
         self._rows = layout.num_embeddings
         self._allocate()
@@ -168,10 +177,11 @@ class IdentitySlots(Slots):
         assert present is not None
         missing = np.empty(rows.size, np.int64)
         missing = missing[: kernels.collect_missing_cpu()(present, rows, missing)]
-        missing.sort()
         try:
-            for begin in range(0, missing.size, self._chunk):
-                part = missing[begin : begin + self._chunk]
+            # The others are virgin, and fresh memory is zero already.
+            stored = np.sort(missing[self._stored(missing)])
+            for begin in range(0, stored.size, self._chunk):
+                part = stored[begin : begin + self._chunk]
                 data = np.empty((part.size, self._layout.lanes), np.float32)
                 self._fetch(part, data)
                 kernels.scatter_records_cpu()(self.records, part, data)
@@ -211,7 +221,11 @@ class IndexedSlots(Slots):
         self._scratch = scratch
         self._budget = budget
         self._slot_bytes = layout.record_bytes + 17  # flags, row number, place on the free list
-        self._most = min(layout.num_embeddings, max(_SMALLEST, budget.total // self._slot_bytes))
+        share = budget.total // self._slot_bytes
+        self._most = min(layout.num_embeddings, max(_SMALLEST, share))
+        # Indexes grow with the rows that no data file has yet.  They push records out of memory,
+        # but never below a quarter of the budget: training has to go on.
+        self._least = min(self._most, max(_SMALLEST, share // 4))
         self._index = RowMap(budget)
         self._drawn = 0
         self._draw_at_least(min(_SMALLEST, self._most))
@@ -236,7 +250,11 @@ class IndexedSlots(Slots):
 
     @property
     def capacity(self) -> int:
-        return self._drawn + self._growth()
+        return max(self._drawn, self._least) + self._growth()
+
+    def trim(self) -> None:
+        if self._budget.excess:
+            self._shrink(self._budget.excess)
 
     def _growth(self) -> int:
         """Slots that the budget would still allow."""
@@ -250,8 +268,7 @@ class IndexedSlots(Slots):
         return self._row[slots]
 
     def slots(self, rows: Int64) -> Int64 | None:
-        if self._budget.excess:
-            self._shrink(self._budget.excess)
+        self.trim()
         slots = self._index.find(rows)
         kernels.reference_cpu()(self.flags, slots, REFERENCED, self._counts)
         if not self._counts.any():
@@ -295,9 +312,12 @@ class IndexedSlots(Slots):
         while self._num_free + (self._drawn - self._high) < n:
             more = n - self._num_free - (self._drawn - self._high)
             step = min(max(more, _STEP_BYTES // self._slot_bytes), self._growth())
-            if step <= 0 or not self._budget.draw(step * self._slot_bytes):
+            if step > 0 and self._budget.draw(step * self._slot_bytes):
+                self._drawn += step
+            elif self._drawn < self._least:
+                self._draw_at_least(min(more, self._least - self._drawn))
+            else:
                 break
-            self._drawn += step
         short = n - self._num_free - (self._drawn - self._high)
         if short > 0:
             victims = np.empty(short, np.int64)
@@ -342,7 +362,7 @@ class IndexedSlots(Slots):
 
     def _shrink(self, excess: int) -> None:
         """Give slots back because an index or a map had to grow."""
-        keep = max(min(_SMALLEST, self._most), self._drawn - -(-excess // self._slot_bytes))
+        keep = max(self._least, self._drawn - -(-excess // self._slot_bytes))
         if keep >= self._drawn:
             return
         used = np.flatnonzero(self.flags[keep : self._high] & USED) + keep

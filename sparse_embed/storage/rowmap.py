@@ -39,10 +39,13 @@ class RowMap:
         while (self.count + more) > capacity * _LOAD:
             capacity *= 2
         if capacity != self._table.shape[0]:
-            bigger = self._empty(capacity)
-            kernels.rehash_cpu()(self._table, bigger)
-            self._drop()
-            self._table = bigger
+            self._rehash(capacity)
+
+    def _rehash(self, capacity: int) -> None:
+        table = self._empty(capacity)
+        kernels.rehash_cpu()(self._table, table)
+        self._drop()
+        self._table = table
 
     def find(self, keys: Int64) -> Int64:
         """The values of `keys`, -1 where absent."""
@@ -59,8 +62,13 @@ class RowMap:
         self.count += int(kernels.insert_cpu()(self._table, keys, values))
 
     def erase(self, keys: Int64) -> None:
-        if self.count:
-            self.count -= int(kernels.erase_cpu()(self._table, keys))
+        """Remove keys; absent ones are passed over.  Gives memory back when most are gone."""
+        if not self.count:
+            return
+        self.count -= int(kernels.erase_cpu()(self._table, keys))
+        capacity = self._table.shape[0]
+        if capacity > _SMALLEST and self.count < capacity * _LOAD / 8:
+            self._rehash(max(_SMALLEST, 1 << int(self.count * 2 / _LOAD).bit_length()))
 
     def items(self) -> tuple[Int64, Int64]:
         """All keys and their values, in no particular order."""

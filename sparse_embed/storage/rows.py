@@ -66,7 +66,7 @@ class RowStore:
         self._chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
         self.resident: Slots
         if self.budget.draw(IdentitySlots.bytes_needed(layout)):
-            self.resident = IdentitySlots(layout, self._fetch, new, self.budget)
+            self.resident = IdentitySlots(layout, self._fetch, self._stored, new, self.budget)
         else:
             self.resident = IndexedSlots(layout, self._fetch, self._scratch, self.budget)
 
@@ -110,6 +110,13 @@ class RowStore:
                 data = np.empty((outside.size, out.shape[1]), np.float32)
                 self.file.read(rows[outside], data)
                 out[outside] = data
+
+    def _stored(self, rows: Int64) -> NDArray[np.bool_]:
+        """Which rows have a committed version, in the journal or (perhaps) in the data file."""
+        found = self.committed.find(rows) >= 0
+        if self.file is not None:
+            found |= self.file.maybe_stored(rows)
+        return found
 
     def read(self, rows: Int64) -> Floats:
         """A copy of the newest versions of `rows`, without bringing them into memory to stay."""
