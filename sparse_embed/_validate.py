@@ -77,7 +77,7 @@ def _as_integers(name: str, values: object) -> AnyArray:
     if array.size == 0 and not isinstance(values, np.ndarray) and not hasattr(values, "dtype"):
         return array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        hint = "; integers beyond 64 bits are keys: hash them first" if array.dtype == object else ""
+        hint = "; wider integers are keys: hash them first" if array.dtype == object else ""
         raise ArgumentError(f"{name}: expected an integer dtype, got {array.dtype}{hint}")
     return array
 
@@ -101,50 +101,42 @@ def as_indices(
         IndexRangeError: an index that is neither 0 <= index < E nor `padding_idx`.
     """
     array = _as_integers(name, indices)
-    padding = as_padding_idx(padding_idx)
-    wraps = array.dtype == np.uint64
-    if wraps != (padding_idx is not None and as_integer("padding_idx", padding_idx) >= 2**63) and (
-        padding < 0
-    ):
-        # uint64 indices match a padding_idx from 2^63 on, other dtypes one below 0: never across.
-        matched = NO_PADDING
-    else:
-        matched = padding
-    if wraps:
-        result = _plain(array, np.uint64).view(np.int64)
-    else:
-        result = _plain(array, np.int64)
+    is_uint64 = array.dtype == np.uint64
+    matched = None if padding_idx is None else as_integer("padding_idx", padding_idx)
+    lowest, beyond = (0, 2**64) if is_uint64 else (-(2**63), 2**63)
+    if matched is not None and not lowest <= matched < beyond:
+        matched = None  # no index of this dtype can be equal to it
+    if matched is not None:
+        matched = as_padding_idx(matched)
+    result = _plain(array, np.uint64).view(np.int64) if is_uint64 else _plain(array, np.int64)
     flat = result.reshape(-1)
     if _count_outside(flat, num_embeddings, matched):
         _raise_range(array.reshape(-1), num_embeddings, matched, flat, name)
     return result
 
 
-def _count_outside(flat: IndexArray, num_embeddings: int, matched: int) -> int:
+def _outside(flat: IndexArray, num_embeddings: int, matched: int | None) -> AnyArray:
+    """Where the indices are out of range: as unsigned numbers, negative ones are the largest."""
+    outside: AnyArray = flat.view(np.uint64) >= np.uint64(num_embeddings)
+    if matched is not None:
+        outside &= flat != matched
+    return outside
+
+
+def _count_outside(flat: IndexArray, num_embeddings: int, matched: int | None) -> int:
     if len(flat) <= _SMALL:
-        # As unsigned numbers, negative ones are the largest.  No padding is NO_PADDING: see below.
-        outside = flat.view(np.uint64) >= np.uint64(num_embeddings)
-        if not outside.any():
-            return 0
-        if matched != NO_PADDING:
-            outside &= flat != matched
-        return int(np.count_nonzero(outside))
+        return int(np.count_nonzero(_outside(flat, num_embeddings, matched)))
     guard_fork()
     counts = np.empty(64, np.int64)
-    count_outside_cpu()(flat, num_embeddings, matched, counts)
-    count = int(counts.sum())
-    if matched == NO_PADDING:  # the kernel took this value for padding
-        count += int(np.count_nonzero(flat == NO_PADDING)) if int(flat.min()) == NO_PADDING else 0
-    return count
+    # 0 is never out of range, so matching it is matching nothing.
+    count_outside_cpu()(flat, np.uint64(num_embeddings), 0 if matched is None else matched, counts)
+    return int(counts.sum())
 
 
 def _raise_range(
-    array: AnyArray, num_embeddings: int, matched: int, flat: IndexArray, name: str
+    array: AnyArray, num_embeddings: int, matched: int | None, flat: IndexArray, name: str
 ) -> None:
-    outside = flat.view(np.uint64) >= np.uint64(num_embeddings)
-    if matched != NO_PADDING:
-        outside &= flat != matched
-    found = array[outside]
+    found = array[_outside(flat, num_embeddings, matched)]
     smallest, largest = int(found.min()), int(found.max())
     span = f"{smallest}" if smallest == largest else f"from {smallest} to {largest}"
     noun = "index is" if found.size == 1 else "indices are"
@@ -210,7 +202,7 @@ def as_grad(
             first place).
     """
     array = np.asarray(grad)
-    if array.dtype != np.float32:
+    if array.dtype.newbyteorder("=") != np.float32:
         raise ArgumentError(f"{name}: expected dtype float32, got {array.dtype}")
     if array.shape != shape:
         raise ArgumentError(f"{name}: expected shape {shape}, got {array.shape}")

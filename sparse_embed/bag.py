@@ -1,4 +1,4 @@
-"""EmbeddingBag: a pooled lookup that remembers its batch, so that backward needs only a gradient."""
+"""EmbeddingBag: a pooled lookup that remembers its batch: backward needs only a gradient."""
 
 from __future__ import annotations
 

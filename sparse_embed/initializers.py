@@ -2,10 +2,13 @@
 
 A first weight is a function of (seed, row, column): it is computed when asked for and stored
 nowhere, so a table of 10^9 rows is created in milliseconds.  `kernels/initialize.py` is the
-formula; every machine gets the same bits.  Golden values for seed 0, row 0, columns 0 to 3:
+formula; every machine gets the same bits.  Golden values for seed 0, columns 0 to 3, as the bits of
+float32:
 
-    Uniform(1.0)  GOLDEN_UNIFORM
-    Normal(1.0)   GOLDEN_NORMAL
+    Uniform(1.0)  row 0         3f2d1536 3f09cb70 3f0b0ac6 3f75d8c8   (0.676105, 0.538260, ...)
+                  row 2^63 - 1  3dd78990 bf244d7c 3e4ce178 3f2ce17a
+    Normal(1.0)   row 0         bfeb5224 bf065463 bf9260e8 be9141b5   (-1.838444, -0.524725, ...)
+                  row 2^63 - 1  bf2c8587 bf6cfe30 3e4d9aa3 3f599080
 """
 
 from __future__ import annotations

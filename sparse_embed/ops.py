@@ -25,6 +25,7 @@ from sparse_embed._typing import (
     FloatArray,
     IndexArray,
 )
+from sparse_embed.errors import ArgumentError
 from sparse_embed.initializers import Initializer
 from sparse_embed.kernels import (
     backward as _backward,
@@ -161,9 +162,7 @@ def initialize(init: Initializer, seed: int, rows: IndexArray, dim: int) -> Floa
     return out
 
 
-def lookup(
-    rec: Records, slots: IndexArray, indices: IndexArray, padding_idx: int
-) -> FloatArray:
+def lookup(rec: Records, slots: IndexArray, indices: IndexArray, padding_idx: int) -> FloatArray:
     """Rows, unpooled.
 
     Args:
@@ -219,17 +218,17 @@ class _Scratch(threading.local):
     """Sort buffers of a Python thread, kept: fresh pages would cost more than the sort."""
 
     words: AnyArray = np.empty((2, 0), np.uint64)
-    histogram: IndexArray = np.empty((0, 4096), np.int64)
+    histogram: AnyArray = np.empty((0, 4096), np.uint32)
 
-    def take(self, length: int, chunks: int) -> tuple[AnyArray, AnyArray, IndexArray]:
+    def take(self, length: int, chunks: int) -> tuple[AnyArray, AnyArray, AnyArray]:
         if self.words.shape[1] < length:
             words = np.empty((2, max(length, 2 * self.words.shape[1])), np.uint64)
             if length <= 1 << 23:  # 128 MiB at most are kept
                 self.words = words
         else:
             words = self.words
-        if len(self.histogram) < chunks:
-            self.histogram = np.empty((chunks, 4096), np.int64)
+        if len(self.histogram) <= chunks:
+            self.histogram = np.empty((chunks + 1, 4096), np.uint32)
         return words[0, :length], words[1, :length], self.histogram
 
 
@@ -240,10 +239,15 @@ def merge(indices: IndexArray, padding_idx: int) -> Merged:
     """Sort a batch by row, stably, without its padding.
 
     Args:
-        indices: (L,) int64, each >= 0 or `padding_idx`; up to 2^63 - 1.
+        indices: (L,) int64, each >= 0 or `padding_idx`; up to 2^63 - 1; L < 2^32.
+
+    Raises:
+        ArgumentError: 2^32 positions or more.
     """
     guard_fork()
     length = len(indices)
+    if length >= 2**32:  # the sort counts in 32 bits: such a batch takes 100 GB to train on
+        raise ArgumentError(f"indices: expected fewer than 2^32 in one batch, got {length}")
     chunks = _merge.num_chunks(length)
     largest, kept = np.empty(chunks, np.int64), np.empty(chunks, np.int64)
     _merge.largest_key_cpu()(indices, padding_idx, chunks, largest, kept)
@@ -266,7 +270,7 @@ def merge(indices: IndexArray, padding_idx: int) -> Merged:
 def _sorted_words(
     indices: IndexArray, padding_idx: int, key_shift: int, key_bits: int, position_bits: int
 ) -> AnyArray:
-    """(L,) uint64, key bits above the position, sorted; padded positions leave rubbish at the end."""
+    """(L,) uint64: key bits above the position, sorted.  For padding, rubbish at the end."""
     length = len(indices)
     chunks, digit = _merge.num_chunks(length), _merge.digit_bits(key_bits, length)
     a, b, histogram = _scratch.take(length, chunks)
@@ -276,9 +280,7 @@ def _sorted_words(
     return a if in_a else b
 
 
-def _merge_wide(
-    indices: IndexArray, padding_idx: int, key_bits: int, position_bits: int
-) -> Merged:
+def _merge_wide(indices: IndexArray, padding_idx: int, key_bits: int, position_bits: int) -> Merged:
     """Keys that do not fit in a word with their position: the low bits first, then the rest."""
     low_bits = 64 - position_bits
     mask = np.uint64((1 << position_bits) - 1)
@@ -328,7 +330,7 @@ def _entry_args(positions: IndexArray | None, coefficients: Coefficients) -> tup
 
 
 def _cut(starts: IndexArray, u0: int, u1: int, dim: int) -> tuple[AnyArray, AnyArray, AnyArray]:
-    """Chunks of the unique rows [u0, u1), the blocks of hot rows among them, room for their sums."""
+    """Chunks of the unique rows [u0, u1), blocks of hot rows among them, room for their sums."""
     bounds, blocks = _plan.cut_segments_cpu()(starts, u0, u1, _backward.CHUNK)
     return bounds, blocks, np.empty((len(blocks), dim), np.float32)
 
@@ -347,7 +349,8 @@ def backward(
     out = np.empty((len(merged), dim), np.float32)
     if len(merged):
         _backward.backward_cpu(dim)(
-            *_cut(merged.starts, 0, len(merged), dim), merged.starts, *_entry_args(merged.positions, coefficients),
+            *_cut(merged.starts, 0, len(merged), dim),
+            merged.starts, *_entry_args(merged.positions, coefficients),
             _no_argmax(argmax, dim), grad, _counter(), out,
         )  # fmt: skip
     return out
@@ -375,11 +378,14 @@ def update(
     """
     if u1 <= u0:
         return
+    if argmax is not None:
+        part = Merged(merged.indices[u0:u1], merged.starts[u0 : u1 + 1], merged.positions)
+        values = backward(part, coefficients, grad, argmax)
+        return apply(rec, slots, part.indices, values, optimizer, step, lr)
     guard_fork()
     _update.update_cpu(rec.dim, optimizer.name)(
         rec.records, rec.flags, slots, merged.indices, u0, *_cut(merged.starts, u0, u1, rec.dim),
-        merged.starts, *_entry_args(merged.positions, coefficients),
-        _no_argmax(argmax, rec.dim), grad,
+        merged.starts, *_entry_args(merged.positions, coefficients), grad,
         optimizer.scalars(step, lr), *rec.init_args, _counter(),
     )  # fmt: skip
 
@@ -405,8 +411,7 @@ def apply(
     starts = np.arange(len(indices) + 1)
     _update.update_cpu(rec.dim, optimizer.name)(
         rec.records, rec.flags, slots, indices, 0, *_cut(starts, 0, len(indices), rec.dim),
-        starts, *_entry_args(None, Coefficients(None, None, None)),
-        _no_argmax(None, rec.dim), values,
+        starts, *_entry_args(None, Coefficients(None, None, None)), values,
         optimizer.scalars(step, lr), *rec.init_args, _counter(),
     )  # fmt: skip
 

@@ -107,7 +107,9 @@ class _Description:
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             where = f"{type(self).__name__}.{field.name}"
-            object.__setattr__(self, field.name, _CHECKS[field.name](where, getattr(self, field.name)))
+            object.__setattr__(
+                self, field.name, _CHECKS[field.name](where, getattr(self, field.name))
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `optimizer_from_dict` reads it back."""

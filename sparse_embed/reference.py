@@ -14,13 +14,16 @@ Orders of addition
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparse_embed._typing import INITIALIZERS, AnyArray, FloatArray, IndexArray
 
 BLOCK = 256
+
+Words: TypeAlias = NDArray[np.uint64]
 
 F0, F1 = np.float32(0), np.float32(1)
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -42,19 +45,21 @@ class Coefficients(NamedTuple):
     scale: FloatArray | None
 
 
-# ---- first weights ------------------------------------------------------------------------------
+# ---- first weights -------------------------------------------------------------------------------
 
 
-def mix64(z: AnyArray) -> AnyArray:
+def mix64(z: Words) -> Words:
     """The finaliser of splitmix64, on uint64 arrays (arithmetic mod 2^64)."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def _lane_sum(h: AnyArray) -> AnyArray:
-    lanes = [(h >> np.uint64(16 * i)) & np.uint64(0xFFFF) for i in range(4)]
-    return lanes[0] + lanes[1] + lanes[2] + lanes[3]
+def _lane_sum(h: Words) -> Words:
+    total = np.zeros_like(h)
+    for shift in (0, 16, 32, 48):
+        total += (h >> np.uint64(shift)) & np.uint64(0xFFFF)
+    return total
 
 
 def initialize(init: Any, seed: int, rows: AnyArray, dim: int) -> FloatArray:
@@ -73,7 +78,7 @@ def initialize(init: Any, seed: int, rows: AnyArray, dim: int) -> FloatArray:
     return number.astype(np.float32) * param
 
 
-# ---- lookup -------------------------------------------------------------------------------------
+# ---- lookup --------------------------------------------------------------------------------------
 
 
 def weight_rows(rec: Any, slots: AnyArray, indices: AnyArray) -> FloatArray:
@@ -93,7 +98,12 @@ def lookup(rec: Any, slots: AnyArray, indices: IndexArray, padding_idx: int) -> 
 
 
 def bag_scale(
-    indices: IndexArray, begin: int, end: int, weights: FloatArray | None, mode: str, padding_idx: int
+    indices: IndexArray,
+    begin: int,
+    end: int,
+    weights: FloatArray | None,
+    mode: str,
+    padding_idx: int,
 ) -> np.float32:
     """What the sum of a bag is multiplied by; 0 where the denominator is 0."""
     if mode not in ("mean", "sqrtn"):
@@ -152,7 +162,7 @@ def max_positions(
     return out
 
 
-# ---- merge and backward -------------------------------------------------------------------------
+# ---- merge and backward --------------------------------------------------------------------------
 
 
 def merge(indices: IndexArray, padding_idx: int) -> Merged:
@@ -209,7 +219,7 @@ def backward(
     return out
 
 
-# ---- sums over columns --------------------------------------------------------------------------
+# ---- sums over columns ---------------------------------------------------------------------------
 
 
 def sum_columns(x: FloatArray) -> np.float32:
@@ -228,7 +238,7 @@ def dot(a: FloatArray, b: FloatArray) -> np.float32:
     return sum_columns(a * b)
 
 
-# ---- optimizers: one row in place; p are the places of `Optimizer.scalars` ------------------------
+# ---- optimizers: one row in place; p are the places of `Optimizer.scalars` -----------------------
 
 
 def sgd_row(record: FloatArray, g: FloatArray, dim: int, p: FloatArray) -> None:
@@ -336,7 +346,7 @@ def update(
     apply(rec, slots, merged.indices[u0:u1], values, optimizer, step, lr)
 
 
-# ---- gradient of per_sample_weights ---------------------------------------------------------------
+# ---- gradient of per_sample_weights --------------------------------------------------------------
 
 
 def dots(
@@ -387,7 +397,7 @@ def weights_grad(
     return out
 
 
-# ---- search and dropout ---------------------------------------------------------------------------
+# ---- search and dropout --------------------------------------------------------------------------
 
 
 def scores(block: FloatArray, queries: FloatArray, metric: str) -> FloatArray:
@@ -447,5 +457,3 @@ def dropout_scale(seed: int, step: int, num_positions: int, p: float) -> FloatAr
     h = mix64(key + np.arange(1, num_positions + 1, dtype=np.uint64) * _GAMMA)
     dropped = (h >> np.uint64(40)) < np.uint64(round(p * 2**24))
     return np.where(dropped, F0, np.float32(1 / (1 - p)))
-
-

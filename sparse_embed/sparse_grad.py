@@ -97,7 +97,9 @@ class SparseGrad:
         from scipy.sparse import issparse
 
         if not issparse(matrix):
-            raise ArgumentError(f"matrix: expected a scipy.sparse matrix, got {type(matrix).__name__}")
+            raise ArgumentError(
+                f"matrix: expected a scipy.sparse matrix, got {type(matrix).__name__}"
+            )
         if matrix.ndim != 2:
             raise ArgumentError(f"matrix: expected two dimensions, got shape {matrix.shape}")
         if matrix.dtype != np.float32:

@@ -92,14 +92,19 @@ class Store:
         at_commit: int | None = None,
         cache_bytes: int | Mapping[str, int] | None = None,
     ) -> Store:
-        """Open a store.  `cache_bytes` may be a dict, table name -> bytes.  See EmbeddingTable.open."""
+        """Open a store; `cache_bytes` may be a dict by table.  See EmbeddingTable.open."""
         if isinstance(cache_bytes, Mapping):
             cache: int | Mapping[str, int | None] | None = {
                 name: check_cache(size) for name, size in cache_bytes.items()
             }
         else:
             cache = check_cache(cache_bytes)
-        return cls(open_core(path, mode, at_commit, cache))
+        core = open_core(path, mode, at_commit, cache)
+        try:
+            return cls(core)
+        except BaseException:
+            core.release()
+            raise
 
     def create_table(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,13 @@ from sparse_embed import _validate, export, nearest, ops
 from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.batch import Batch, make_batch
 from sparse_embed.commit import Commit
-from sparse_embed.errors import ArgumentError, MissingExtraError, StoreError
+from sparse_embed.errors import (
+    ArgumentError,
+    CorruptStoreError,
+    MissingExtraError,
+    StoreError,
+    UnsupportedVersionError,
+)
 from sparse_embed.initializers import Initializer, Uniform, initializer_from_dict
 from sparse_embed.optim import Optimizer, check_lr, optimizer_from_dict
 from sparse_embed.sparse_grad import SparseGrad
@@ -41,10 +48,22 @@ class EmbeddingTable:
         self._core = core
         self._name = name
         entry = core.tables[name].entry
-        self._init: Initializer = initializer_from_dict(entry.init)
-        self._optimizer: Optimizer | None = (
-            None if entry.optimizer is None else optimizer_from_dict(entry.optimizer)
-        )
+        try:
+            self._init: Initializer = initializer_from_dict(entry.init)
+            self._optimizer: Optimizer | None = (
+                None if entry.optimizer is None else optimizer_from_dict(entry.optimizer)
+            )
+        except ArgumentError as error:
+            raise UnsupportedVersionError(
+                errno.ENOTSUP,
+                f"table {name!r}: this package does not know its init or optimizer ({error})",
+            ) from None
+        fields = self._optimizer.state_fields(entry.embedding_dim) if self._optimizer else ()
+        if tuple((field.name, field.lanes) for field in fields) != entry.fields:
+            raise CorruptStoreError(
+                errno.EINVAL,
+                f"table {name!r}: its records hold {entry.fields}, its optimizer needs {fields}",
+            )
 
     # ---- making and opening ---------------------------------------------------------------------
 
@@ -127,11 +146,15 @@ class EmbeddingTable:
             names = ", ".join(sorted(core.tables)) or "none"
             core.close(checkpoint_first=False)
             raise StoreError(
-                22,
+                errno.EINVAL,
                 f"path: {os.fspath(path)!r} has {len(core.tables)} tables ({names}); "
                 "open it with Store.open",
             )
-        return cls(core, next(iter(core.tables)))
+        try:
+            return cls(core, next(iter(core.tables)))
+        except BaseException:
+            core.release()
+            raise
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -230,8 +253,8 @@ class EmbeddingTable:
             padded     lookup(indices (..., L), mode=m)          -> (..., D)   pools the last axis
             ragged     lookup(indices (L,), offsets (B+1,), mode=m) -> (B, D)
 
-        Bag b holds positions offsets[b] to offsets[b+1] - 1; an empty bag gives zeros.  With weights
-        w (1 when not given), over the positions k of a bag:
+        Bag b holds positions offsets[b] to offsets[b+1] - 1; an empty bag gives zeros.  With the
+        weights w (1 when not given), over the positions k of a bag:
 
             sum    sum w_k x_k          mean   sum w_k x_k / sum w_k
             sqrtn  sum w_k x_k / sqrt(sum w_k^2)          max   largest x_k by column, no weights
@@ -343,8 +366,8 @@ class EmbeddingTable:
             indices: (n,) row numbers.
 
         Returns:
-            field name -> (n, lanes) float32, e.g. "exp_avg" (n, D); the initial value for rows never
-            trained.  Empty without an optimizer.
+            field name -> (n, lanes) float32, e.g. "exp_avg" (n, D); the initial value for rows
+            never trained.  Empty without an optimizer.
         """
         rows = _validate.as_indices(indices, self.num_embeddings)
         if rows.ndim != 1:
@@ -497,8 +520,8 @@ class EmbeddingTable:
         """The gradient of the rows, merged: nothing is changed.  Arguments as in `update`.
 
         Returns:
-            SparseGrad with .indices (U,) sorted and .values (U, D); a row's positions are added from
-            left to right in blocks of 256, then the blocks.
+            SparseGrad with .indices (U,) sorted and .values (U, D); a row's positions are added
+            from left to right in blocks of 256, then the blocks.
         """
         batch = self._batch(
             indices, offsets, mode, per_sample_weights, padding_idx, include_last_offset
@@ -553,7 +576,9 @@ class EmbeddingTable:
     ) -> FloatArray:
         """Gradient of the weights of a lookup, of the shape of `indices`; call it before `update`.
 
-            sum    <g, x_k>      mean   <g, x_k - y> / sum w      sqrtn   <g, x_k> / r - w_k <g, y> / r^2
+            sum    <g, x_k>
+            mean   <g, x_k - y> / sum w
+            sqrtn  <g, x_k> / r - w_k <g, y> / r^2
 
         where y is the bag's result and r the root of its squared weights; 0 at padded positions.
         """
@@ -759,8 +784,8 @@ class EmbeddingTable:
         """Write weights to a file that other programs read; returns the number of rows.
 
             x.npy           (n, D) float32, with the row numbers beside it in x.indices.npy
-            x.safetensors   tensors "weight" (n, D) and "indices" (n,); needs the extra `safetensors`
-            x.txt, x.vec    word2vec text: "n D", then "name v1 … vD" a line
+            x.safetensors   tensors "weight" (n, D) and "indices" (n,)
+            x.txt, x.vec    word2vec text: "n D", then "name v1 ... vD" a line
             x.bin           word2vec binary
 
         Args:

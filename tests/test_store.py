@@ -89,12 +89,17 @@ def test_with_commits_or_rolls_back(tmp_path):
     with se.Store.open(tmp_path / "m") as store:
         assert store.last_commit == 1
         assert picture(store) == done
-    with pytest.raises(RuntimeError, match="stop"), se.Store.open(tmp_path / "m") as store:
-        touch(store, 2)
-        raise RuntimeError("stop")
+    with pytest.raises(RuntimeError, match="stop"):
+        _touch_and_stop(tmp_path / "m")
     with se.Store.open(tmp_path / "m") as store:
         assert store.last_commit == 1  # and an unchanged store is not committed again
         assert picture(store) == done
+
+
+def _touch_and_stop(path) -> None:
+    with se.Store.open(path) as store:
+        touch(store, 2)
+        raise RuntimeError("stop")
 
 
 def test_commit_without_waiting(tmp_path):
@@ -214,5 +219,5 @@ def test_reader_sees_one_commit_and_refreshes(tmp_path):
     assert picture(reader) == second
     store.close()
     reader.close()
-    with pytest.raises(se.ArgumentError, match="refresh"), se.Store.open(tmp_path / "m") as again:
+    with se.Store.open(tmp_path / "m") as again, pytest.raises(se.ArgumentError, match="refresh"):
         again.refresh()

@@ -7,7 +7,7 @@ import pytest
 
 import sparse_embed as se
 from sparse_embed import reference
-from sparse_embed.storage import resident
+from sparse_embed.storage import resident, rows
 from tests.cases import assert_same_bits, zipf
 from tests.twin import TwinTable
 
@@ -24,12 +24,15 @@ OPTIMIZERS = [
 MODES = ["sum", "mean", "sqrtn", "max"]
 
 
-@pytest.fixture(params=["memory", "file", "small cache"])
+@pytest.fixture(params=["memory", "file", "small cache", "growing"])
 def place(request, tmp_path, monkeypatch):
     """Keyword arguments of `create` for each way to hold a table."""
     if request.param == "memory":
         return {"path": None}
     if request.param == "file":
+        return {"path": tmp_path / "t"}
+    if request.param == "growing":  # starts compact, is laid out by row number on the way
+        monkeypatch.setattr(rows, "_SMALL", 0)
         return {"path": tmp_path / "t"}
     # A tenth of the rows fit: most of every batch is evicted, spilled and read back.
     monkeypatch.setattr(resident, "_SMALLEST", 60)

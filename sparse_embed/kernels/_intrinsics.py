@@ -1,13 +1,18 @@
 """What plain Numba cannot say: raw rows, stack arrays, prefetch, float bits, an atomic counter.
 
     row_pointer(matrix, row)      pointer to the first element of a row of a C-contiguous 2-D array
+    first(array)                  pointer to the first element of a contiguous 1-D array
     p[d], p[d] = x                load and store through it: no bounds, no negative-index test
     at(p, lanes)                  the pointer `lanes` further
-    stack_f32(count)              pointer to `count` float32 on the stack; `count` a compile-time int
+    stack_f32(count)              pointer to `count` float32 on the stack; a compile-time count
     prefetch_read(p), _write(p)   ask for one cache line; never faults, whatever the address
     bits(x), from_bits(u)         float32 <-> uint32, the same 32 bits
     next_chunk(counter, i)        counter[i], then counter[i] += 1, atomically (int64 array)
     prefetch(matrix, row, write)  the first cache line of a row
+
+Hazard: Numba's dead-code pass over parallel kernels takes a store through a pointer for dead when
+pointer and store stand in one basic block and nothing reads the pointer later.  Make the pointer
+before the loop that stores through it (as every kernel here does), or store in a device function.
 """
 
 from __future__ import annotations
@@ -34,6 +39,16 @@ def row_pointer(typing_context, matrix, row):
         return builder.gep(array.data, [builder.mul(args[1], columns)])
 
     return signature, codegen
+
+
+@intrinsic
+def first(typing_context, array):
+    """Pointer to `array[0]`; `array` is a contiguous 1-D array."""
+
+    def codegen(context, builder, sig, args):
+        return context.make_array(sig.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), codegen
 
 
 @intrinsic
@@ -140,12 +155,47 @@ def prefetch(matrix, row, write):
         prefetch_read(row_pointer(matrix, row))
 
 
+@intrinsic
+def _prefetch_lines(typing_context, pointer, lanes, write):
+    if not isinstance(lanes, types.IntegerLiteral):
+        raise numba.errors.RequireLiteralValue("prefetch_row: `lanes` must be a compile-time int")
+    lines = min(-(-lanes.literal_value // 16), 16)
+
+    def codegen(context, builder, sig, args):
+        for line in range(lines):
+            address = builder.gep(args[0], [ir.IntType(64)(16 * line)])
+            _prefetch(builder, address, int(write.literal_value))
+        return context.get_dummy_value()
+
+    return types.void(pointer, lanes, write), codegen
+
+
 @device_function
 def prefetch_row(matrix, row, lanes):
     """Ask for the first `lanes` float32 of a row, a line at a time, 16 lines at the most.
 
-    Further lines are left to the hardware: it has seen the stream by then.
+    `lanes` is a compile-time int.  Further lines are left to the hardware: it has seen the stream
+    by then.
     """
-    pointer = row_pointer(matrix, row)
-    for line in range(min((lanes + 15) // 16, 16)):
-        prefetch_read(at(pointer, line * 16))
+    _prefetch_lines(row_pointer(matrix, row), lanes, 0)
+
+
+@device_function
+def prefetch_row_write(matrix, row, lanes):
+    """As `prefetch_row`, for a row that will be written."""
+    _prefetch_lines(row_pointer(matrix, row), lanes, 1)
+
+
+@intrinsic
+def add_products_16(typing_context, lanes, a, b):
+    """lanes[j] += a[j] * b[j] for j < 16, as one vector (LLVM's SLP pass is off in Numba)."""
+
+    def codegen(context, builder, sig, args):
+        vector = ir.VectorType(ir.FloatType(), 16)
+        pointers = [builder.bitcast(arg, vector.as_pointer()) for arg in args]
+        left, right = builder.load(pointers[1], align=4), builder.load(pointers[2], align=4)
+        total = builder.fadd(builder.load(pointers[0], align=64), builder.fmul(left, right))
+        builder.store(total, pointers[0], align=64)
+        return context.get_dummy_value()
+
+    return types.void(lanes, a, b), codegen

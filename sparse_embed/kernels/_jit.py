@@ -65,7 +65,7 @@ DIGEST: int = _source_digest()
 
 def _compile(function, *, parallel: bool):
     if "digest" not in function.__code__.co_freevars:
-        raise TypeError(f"{function.__qualname__} does not close over `digest`: see kernels/_jit.py")
+        raise TypeError(f"{function.__qualname__} must close over `digest`: see kernels/_jit.py")
     options = {"parallel": parallel, "nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
@@ -74,7 +74,7 @@ def _compile(function, *, parallel: bool):
 
 
 def cpu_kernel(function):
-    """A kernel with parallel loops; runs without the GIL, divides as NumPy does, is kept on disk."""
+    """A kernel with parallel loops; runs without the GIL, divides as NumPy, is kept on disk."""
     return _compile(function, parallel=True)
 
 

@@ -1,8 +1,8 @@
 """Bag of each position, and the scale of each bag.
 
-Shapes   offsets (B+1,) i8 · bounds: see `plan.cut_bags` · indices (L,) i8 · weights (L,) f4, or
-         one 1 and a step of 0 · bag_ids (L,) i8 · scale (B,) f4: what the bag's sum is multiplied by
-         (`lookup.bag_scale`), or (0,): not asked
+Shapes   offsets (B+1,) i8 · bounds: see `plan.cut_bags` · indices (L,) i8
+         weights (L,) f4, or one 1 and a step of 0 · bag_ids (L,) i8
+         scale (B,) f4: what the bag's sum is multiplied by (`lookup.bag_scale`), or (0,): not asked
 """
 
 from __future__ import annotations

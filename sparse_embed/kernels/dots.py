@@ -45,7 +45,7 @@ def dots_cpu(dim: int):
                 if begin >= num_positions:
                     break
                 for k in range(begin, min(num_positions, begin + _CHUNK)):
-                    prefetch_row(records, slots[min(k + _AHEAD, num_positions - 1)], dim)
+                    prefetch_row(records, slots[min(k + _AHEAD, indices.shape[0] - 1)], dim)
                     if indices[k] == padding_idx:
                         out[k] = _ZERO
                         continue

@@ -7,7 +7,8 @@
     scale      sum: 1 · mean: 1 / sum_k w[k] · sqrtn: 1 / sqrt(sum_k w[k]^2) · 0 where that is 0/0
 
 Shapes   records (S, W) f4, weight in lanes [0, D) · slots (L,) i8: where the row of position k is
-         indices (L,) i8 · offsets (B+1,) i8 · bounds: see `plan.cut_bags` · weights (L,) f4, or one 1 and a step of 0 · out (L, D) or (B, D) f4
+         indices (L,) i8 · offsets (B+1,) i8 · bounds: see `plan.cut_bags`
+         weights (L,) f4, or one 1 and a step of 0 · out (L, D) or (B, D) f4
 Order    left to right inside a bag, from +0.0; the scale is multiplied in at the end
 Virgin   weight lane 0 has all bits zero: the row's weights are its first ones (`initialize`)
 Padding  positions with indices[k] == padding_idx: zeros in gather, skipped when pooled
@@ -25,6 +26,7 @@ from numba import prange
 
 from sparse_embed.kernels._intrinsics import (
     bits,
+    first,
     next_chunk,
     prefetch_row,
     row_pointer,
@@ -69,22 +71,23 @@ def gather_cpu(dim: int):
     @cpu_kernel
     def gather(records, slots, indices, padding_idx, seed, init_kind, init_param, counter, out):
         _ = digest
-        num_positions = indices.shape[0]
+        last = indices.shape[0] - 1
         for _worker in prange(WORKERS):
+            slot, index = first(slots), first(indices)
             while True:
                 begin = next_chunk(counter, 0) * CHUNK
-                if begin >= num_positions:
+                if begin > last:
                     break
-                for k in range(begin, min(num_positions, begin + CHUNK)):
-                    prefetch_row(records, slots[min(k + _AHEAD, num_positions - 1)], dim)
+                for k in range(begin, min(last + 1, begin + CHUNK)):
+                    prefetch_row(records, slot[min(k + _AHEAD, last)], dim)
                     target = row_pointer(out, k)
-                    if indices[k] == padding_idx:
+                    if index[k] == padding_idx:
                         for d in range(dim):
                             target[d] = _ZERO
                         continue
-                    source = row_pointer(records, slots[k])
+                    source = row_pointer(records, slot[k])
                     if bits(source[0]) == _VIRGIN:
-                        init_row(target, dim, seed, indices[k], init_kind, init_param)
+                        init_row(target, dim, seed, index[k], init_kind, init_param)
                     else:
                         for d in range(dim):
                             target[d] = source[d]
@@ -102,9 +105,10 @@ def pool_cpu(dim: int):
         seed, init_kind, init_param, counter, out,
     ):  # fmt: skip
         _ = digest
-        num_positions = indices.shape[0]
+        last = indices.shape[0] - 1
         chunks = bounds.shape[0] - 1
         for _worker in prange(WORKERS):
+            slot, index, weight = first(slots), first(indices), first(weights)
             total = stack_f32(dim)
             scratch = stack_f32(dim)
             while True:
@@ -117,14 +121,14 @@ def pool_cpu(dim: int):
                     denominator = _ZERO
                     none = True
                     for k in range(offsets[b], offsets[b + 1]):
-                        prefetch_row(records, slots[min(k + _AHEAD, num_positions - 1)], dim)
-                        if indices[k] == padding_idx:
+                        prefetch_row(records, slot[min(k + _AHEAD, last)], dim)
+                        if index[k] == padding_idx:
                             continue
                         row = weight_row(
-                            records, slots[k], indices[k], scratch, dim, seed, init_kind, init_param
+                            records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
                         )
                         if mode != MAX:
-                            w = weights[k * weight_step]
+                            w = weight[k * weight_step]
                             denominator += w if mode == MEAN else w * w
                             for d in range(dim):
                                 total[d] = total[d] + w * row[d]
@@ -154,9 +158,9 @@ def max_positions_cpu(dim: int):
     ):  # fmt: skip
         """out[b, d] = the first position of bag b whose value in column d is the largest, or -1."""
         _ = digest
-        num_positions = indices.shape[0]
         chunks = bounds.shape[0] - 1
         for _worker in prange(WORKERS):
+            slot, index = first(slots), first(indices)
             best = stack_f32(dim)
             scratch = stack_f32(dim)
             while True:
@@ -169,10 +173,10 @@ def max_positions_cpu(dim: int):
                         target[d] = -1
                     none = True
                     for k in range(offsets[b], offsets[b + 1]):
-                        if indices[k] == padding_idx:
+                        if index[k] == padding_idx:
                             continue
                         row = weight_row(
-                            records, slots[k], indices[k], scratch, dim, seed, init_kind, init_param
+                            records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
                         )
                         for d in range(dim):
                             if none or row[d] > best[d]:

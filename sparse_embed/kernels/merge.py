@@ -3,7 +3,7 @@
     order      a stable sort of the positions by index, padded positions dropped
     segments   the entries of each unique index
 
-Shapes   indices (L,) i8 · a, b (L,) u8 scratch · histogram (chunks, 4096) i8 scratch
+Shapes   indices (L,) i8 · a, b (L,) u8 scratch · histogram (chunks+1, 4096) u4 scratch
          positions (n,) i8 · unique (U,) i8 · starts (U+1,) i8
 How      the words `key << position_bits | position` are sorted by LSD radix on the key's bits in
          use: 12 bits a pass below 2^19 positions, 8 above (4096 open streams miss the TLB there).
@@ -19,12 +19,14 @@ import functools
 import numpy as np
 from numba import prange
 
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function
+from sparse_embed.kernels._intrinsics import first, row_pointer
+from sparse_embed.kernels._jit import DIGEST, cold_function, cpu_kernel, device_function
 
 MAX_CHUNKS = 64
-_CHUNK = 8192
+_CHUNK = 16384
 _SMALL = 1 << 19
 _ONE = np.uint64(1)
+_ONE32 = np.uint32(1)
 
 
 def num_chunks(length: int) -> int:
@@ -61,11 +63,39 @@ def largest_key_cpu():
 
 
 @device_function
-def _word(indices, words, k, first, shift, key_mask, position_bits):
+def _word(index, words, k, is_first, shift, key_mask, position_bits):
     """Word k of the input of a pass: made from the index in the first pass."""
-    if first:
-        return (((np.uint64(indices[k]) >> shift) & key_mask) << position_bits) | np.uint64(k)
+    if is_first:
+        return (((np.uint64(index[k]) >> shift) & key_mask) << position_bits) | np.uint64(k)
     return words[k]
+
+
+@cold_function
+def place_digits(histogram, chunks, digits):
+    """Counts to places: first all of digit 0, chunk by chunk, then digit 1, ...  Returns the total.
+
+    Goes along the rows of the histogram (its last one is scratch): down its columns every access
+    would miss the cache.
+    """
+    places = row_pointer(histogram, chunks)
+    for j in range(digits):
+        places[j] = 0
+    for c in range(chunks):
+        counts = row_pointer(histogram, c)
+        for j in range(digits):
+            places[j] = places[j] + counts[j]
+    total = np.uint32(0)
+    for j in range(digits):
+        count = places[j]
+        places[j] = total
+        total = np.uint32(total + count)
+    for c in range(chunks):
+        counts = row_pointer(histogram, c)
+        for j in range(digits):
+            count = counts[j]
+            counts[j] = places[j]
+            places[j] = np.uint32(places[j] + count)
+    return np.int64(total)
 
 
 @functools.cache
@@ -78,47 +108,38 @@ def radix_sort_cpu():
     ):
         """Sort words of key bits [key_shift, key_shift + key_bits).  True: the result is in a."""
         _ = digest
-        one = _ONE
         length = indices.shape[0]
         shift0, low = np.uint64(key_shift), np.uint64(position_bits)
-        key_mask = (one << np.uint64(key_bits)) - one
+        key_mask = (_ONE << np.uint64(key_bits)) - _ONE
         digits = 1 << digit
         digit_mask = np.uint64(digits - 1)
         passes = (key_bits + digit - 1) // digit
         source, target = b, a
-        for step in range(2 * passes):
+        for step in range(2 * passes):  # of each pass: count, then scatter
             number = step // 2
             scatter = step % 2 == 1
-            first = number == 0
+            is_first = number == 0
             shift = low + np.uint64(number * digit)
             for c in prange(chunks):
                 begin, end = c * length // chunks, (c + 1) * length // chunks
+                index, words, places = first(indices), first(source), row_pointer(histogram, c)
+                out = first(target)
                 if not scatter:
                     for j in range(digits):
-                        histogram[c, j] = 0
-                    for k in range(begin, end):
-                        if first and indices[k] == padding_idx:
-                            continue
-                        word = _word(indices, source, k, first, shift0, key_mask, low)
-                        histogram[c, np.int64((word >> shift) & digit_mask)] += 1
-                else:
-                    for k in range(begin, end):
-                        if first and indices[k] == padding_idx:
-                            continue
-                        word = _word(indices, source, k, first, shift0, key_mask, low)
-                        j = np.int64((word >> shift) & digit_mask)
-                        place = histogram[c, j]
-                        histogram[c, j] = place + 1
-                        target[place] = word
+                        places[j] = 0
+                for k in range(begin, end):
+                    if is_first and index[k] == padding_idx:
+                        continue
+                    word = _word(index, words, k, is_first, shift0, key_mask, low)
+                    j = np.int64((word >> shift) & digit_mask)
+                    place = places[j]
+                    places[j] = np.uint32(place + _ONE32)
+                    if scatter:
+                        out[place] = word
             if not scatter:
-                total = 0
-                for j in range(digits):
-                    for c in range(chunks):
-                        count = histogram[c, j]
-                        histogram[c, j] = total
-                        total += count
+                total = place_digits(histogram, chunks, digits)
             else:
-                if first:
+                if is_first:
                     length = total
                 source, target = target, source
         return passes % 2 == 1
@@ -142,18 +163,22 @@ def segments_cpu():
         for step in range(2):
             for c in prange(chunks):
                 begin, end = c * length // chunks, (c + 1) * length // chunks
+                sorted_words, position = first(words), first(positions)
+                key_of, start_of = first(unique), first(starts)
                 u = firsts[c]
+                before = _ONE << np.uint64(63)  # no key: position bits were shifted out
+                if begin > 0:
+                    before = sorted_words[begin - 1] >> low
                 for k in range(begin, end):
-                    word = words[k]
+                    word = sorted_words[k]
                     key = word >> low
-                    new = k == 0 or (words[k - 1] >> low) != key
                     if step == 1:
-                        positions[k] = np.int64(word & position_mask)
-                        if new:
-                            unique[u] = np.int64(key)
-                            starts[u] = k
-                    if new:
-                        u += 1
+                        position[k] = np.int64(word & position_mask)
+                        if key != before:
+                            key_of[u] = np.int64(key)
+                            start_of[u] = k
+                    u += 1 if key != before else 0
+                    before = key
                 if step == 0:
                     firsts[c] = u
             if step == 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparse_embed.kernels._intrinsics import stack_f32
+from sparse_embed.kernels._intrinsics import add_products_16, at, stack_f32
 from sparse_embed.kernels._jit import device_function
 
 _ZERO = np.float32(0)
@@ -32,8 +32,7 @@ def dot(a, b, dim):
     for j in range(16):
         lanes[j] = _ZERO
     for block in range(dim // 16):
-        for j in range(16):
-            lanes[j] = lanes[j] + a[block * 16 + j] * b[block * 16 + j]
+        add_products_16(lanes, at(a, block * 16), at(b, block * 16))
     for j in range(dim % 16):
         d = dim - dim % 16 + j
         lanes[j] = lanes[j] + a[d] * b[d]

@@ -89,17 +89,16 @@ def merge_top_k_cpu():
         for q in prange(scores.shape[0]):
             for i in range(scores.shape[1]):
                 score, index = scores[q, i], candidates[i]
-                last = k - 1
-                if not is_better(score, index, best_scores[q, last], best_indices[q, last], largest):
-                    continue
-                place = last
+                place = k  # the last k - place entries have moved down, the first of them out
                 while place > 0 and is_better(
                     score, index, best_scores[q, place - 1], best_indices[q, place - 1], largest
                 ):
-                    best_scores[q, place] = best_scores[q, place - 1]
-                    best_indices[q, place] = best_indices[q, place - 1]
                     place -= 1
-                best_scores[q, place] = score
-                best_indices[q, place] = index
+                    if place + 1 < k:
+                        best_scores[q, place + 1] = best_scores[q, place]
+                        best_indices[q, place + 1] = best_indices[q, place]
+                if place < k:
+                    best_scores[q, place] = score
+                    best_indices[q, place] = index
 
     return merge_top_k

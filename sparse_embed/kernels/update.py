@@ -13,7 +13,8 @@ Virgin   a row that was never written gets its first weights and its state's fil
          A weight lane 0 that comes out as +0.0 is stored as -0.0.
 Flags    flags[slot] |= 1 (dirty)
 Order    as `backward`; rows are independent, so the order of rows does not matter.
-Memory   no gradient of (L, D) or (U, D) exists, only the block sums of hot rows.
+Memory   no gradient of (L, D) or (U, D) exists, only the block sums of hot rows.  (Mode "max" goes
+         through `backward` and comes here unpooled: a loop for it would slow all the others.)
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ import numpy as np
 from numba import prange
 
 from sparse_embed.kernels._intrinsics import (
+    at,
     bits,
+    first,
     from_bits,
     next_chunk,
-    prefetch_row,
+    prefetch_row_write,
+    prefetch_write,
     row_pointer,
     stack_f32,
 )
@@ -101,11 +105,13 @@ def update_cpu(dim: int, name: str):
     @cpu_kernel
     def update(
         records, flags, slots, indices, u0, bounds, blocks, block_sums, starts,
-        positions, bag_ids, weights, scale, steps, argmax, grad,
+        positions, bag_ids, weights, scale, steps, grad,
         scalars, seed, init_kind, init_param, counter,
     ):  # fmt: skip
         _ = digest
         num_rows = slots.shape[0]
+        clips = scalars[CLIP_VALUE] < _INFINITY or scalars[CLIP_NORM] < _INFINITY
+        last = starts[u0 + num_rows] - 1
         chunks, num_blocks = bounds.shape[0] - 1, blocks.shape[0]
         for phase in range(0 if num_blocks > 0 else 1, 2):  # hot blocks, then rows
             for _worker in prange(WORKERS):
@@ -115,25 +121,26 @@ def update_cpu(dim: int, name: str):
                     chunk = next_chunk(counter, phase)
                     if chunk >= (chunks if phase else num_blocks):
                         break
-                    first, last = chunk, chunk + 1
+                    begin_u, end_u = chunk, chunk + 1
                     if phase == 1:
-                        first, last = bounds[chunk], bounds[chunk + 1]
-                    for u in range(first, last):
+                        begin_u, end_u = bounds[chunk], bounds[chunk + 1]
+                    for u in range(begin_u, end_u):
                         if phase == 0:
                             begin, end = blocks[u, 0], blocks[u, 1]
                         else:
-                            begin, end = starts[u], starts[u + 1]
-                            ahead = min(u - u0 + _AHEAD, num_rows - 1)
-                            prefetch_row(records, slots[ahead], used_lanes)
+                            begin, end = first(starts)[u], first(starts)[u + 1]
+                            ahead = first(slots)[min(u - u0 + _AHEAD, num_rows - 1)]
+                            prefetch_row_write(records, ahead, used_lanes)
+                            prefetch_write(at(first(flags), ahead))
                         j = first_block(blocks, begin) if end - begin > HOT else -1
                         for d in range(dim):
                             g[d] = _ZERO
                         for start in range(begin, end, BLOCK):
+                            source = block
                             if j < 0:
-                                source = block
                                 sum_block(
-                                    block, start, min(start + BLOCK, end),
-                                    positions, bag_ids, weights, scale, steps, argmax, grad, dim,
+                                    block, start, min(start + BLOCK, end), last,
+                                    positions, bag_ids, weights, scale, steps, grad, dim,
                                 )  # fmt: skip
                             else:
                                 source = row_pointer(block_sums, j)
@@ -145,7 +152,8 @@ def update_cpu(dim: int, name: str):
                             for d in range(dim):
                                 target[d] = g[d]
                             continue
-                        clip_row(g, dim, scalars[CLIP_VALUE], scalars[CLIP_NORM])
+                        if clips:
+                            clip_row(g, dim, scalars[CLIP_VALUE], scalars[CLIP_NORM])
                         slot = slots[u - u0]
                         record = row_pointer(records, slot)
                         if bits(record[0]) == _VIRGIN:

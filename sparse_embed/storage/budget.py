@@ -31,7 +31,7 @@ class Budget:
             return True
 
     def take(self, amount: int) -> None:
-        """Take `amount` whatever is left: what cannot be refused, such as an index that must grow."""
+        """Take `amount` whatever is left: for what cannot be refused, as an index must grow."""
         with self._lock:
             self.used += amount
 
@@ -46,7 +46,7 @@ class Budget:
 
 
 def memory_limit() -> int:
-    """Bytes of memory that this process may use: the machine's, or its control group's if smaller."""
+    """Bytes that this process may use: the machine's memory, or its control group's if smaller."""
     try:
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

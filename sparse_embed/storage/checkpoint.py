@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import threading
 import zipfile
 from dataclasses import dataclass, replace
@@ -36,10 +35,6 @@ from sparse_embed.storage.rows import places_of, split_places
 
 Int64 = NDArray[np.int64]
 _CHUNK_BYTES = 4 << 20
-
-
-class FoldSyncError(Exception):
-    """A data file could not be synced: its contents are unknown until it is folded again."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,9 @@ def state_of(meta: Meta) -> CommitState:
 def write_arrays(
     directory: files.Directory, commit: int, arrays: dict[str, NDArray[Any]]
 ) -> ArraysFile | None:
-    """Save the store's arrays as a plain .npz, synced; the caller syncs the directory."""
+    """Save the store's arrays as a plain .npz, durably, under a name that only the caller's
+    store.json will refer to.  Renamed into place: after a failed fold the same name may be in use.
+    """
     if not arrays:
         return None
     data = io.BytesIO()
@@ -109,14 +106,7 @@ def write_arrays(
     np.savez(data, **members)
     encoded = data.getvalue()
     name = f"arrays-{commit:06d}.npz"
-    where = directory.describe(name)
-    with files.explained(f"cannot write {where}"):
-        fd = files.CALLS.open(directory.fd, name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        try:
-            files.write_all(fd, memoryview(encoded), 0)
-            files.CALLS.fsync(fd)
-        finally:
-            files.CALLS.close(fd)
+    directory.replace(name, encoded)
     return ArraysFile(name, len(encoded), hashlib.sha256(encoded).hexdigest())
 
 
@@ -125,7 +115,7 @@ def _member(name: str) -> str:
 
 
 def read_arrays(directory: files.Directory, said: ArraysFile | None) -> dict[str, NDArray[Any]]:
-    """The arrays of a checkpoint; CorruptStoreError when the file is not the one that was written."""
+    """The arrays of a checkpoint; CorruptStoreError when the file is not what was written."""
     if said is None:
         return {}
     where = directory.describe(said.file)
@@ -135,11 +125,34 @@ def read_arrays(directory: files.Directory, said: ArraysFile | None) -> dict[str
         raise CorruptStoreError(2, f"{where} is missing") from None
     if len(data) != said.bytes or hashlib.sha256(data).hexdigest() != said.sha256:
         raise CorruptStoreError(5, f"{where} fails its checksum; it was damaged or replaced")
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise CorruptStoreError(5, f"{where} is compressed; ours never are")
-    with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
-        return {name.removeprefix("="): loaded[name] for name in loaded.files}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise CorruptStoreError(5, f"{where} is compressed; ours never are")
+            return {
+                member.filename.removeprefix("=").removesuffix(".npy"): _parse(archive.read(member))
+                for member in members
+            }
+    except (zipfile.BadZipFile, ValueError, TypeError, EOFError, RuntimeError) as error:
+        raise CorruptStoreError(5, f"{where} is not one of our archives: {error}") from None
+
+
+def _parse(data: bytes) -> NDArray[Any]:
+    """A .npy of plain numbers or strings.  Unlike np.load, it believes no size before checking."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):  # numbers and strings never need another one
+        raise ValueError(f".npy version {version}")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    size = dtype.itemsize
+    for extent in shape:
+        size *= extent
+    body = data[stream.tell() :]
+    if dtype.hasobject or size != len(body):
+        raise ValueError(f"an array of {size} bytes in {len(body)}")
+    array = np.ndarray(shape, dtype, body, order="F" if fortran else "C")
+    return array.copy(order="C")
 
 
 class Fold:
@@ -160,6 +173,7 @@ class Fold:
         )
         self.rows: dict[str, Int64] = {}
         self.error: BaseException | None = None
+        self.finished = False
         self._directory = directory
         self._source = source
         self._files = data_files
@@ -172,13 +186,10 @@ class Fold:
                 self.rows[name] = write_rows(self._source, name, file)
             for name, file in self._files.items():
                 if self.rows[name].size:
-                    try:
-                        files.CALLS.fsync(file.fd)
-                    except OSError as error:
-                        raise FoldSyncError(f"cannot sync {file.where}: {error}") from error
+                    files.sync(files.CALLS.fsync, file.fd, file.where)
             self.new.arrays = write_arrays(self._directory, self.upto, self._arrays)
-            with files.explained(f"cannot replace {self._directory.describe(manifest.NAME)}"):
-                manifest.write(self._directory, self.new)
+            manifest.write(self._directory, self.new)
+            self.finished = True
         except BaseException as error:
             self.error = error
 

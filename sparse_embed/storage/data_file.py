@@ -1,8 +1,9 @@
 """A table's data file: the records of the last checkpoint, as a plain `.npy` (see layout.py).
 
 Never mapped: rows are read and written with pread and pwrite, so neither a full disk nor a file
-truncated by someone else can kill the process.  Reads of holes are avoided by a bitmap of the file's
-allocated pages, asked from the file system (SEEK_DATA) for 64 MiB at a time when first needed.
+truncated by someone else can kill the process.  Reads of holes are avoided by a bitmap of the
+file's allocated pages, asked from the file system (SEEK_DATA) for 64 MiB at a time when first
+needed.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ from sparse_embed.errors import CorruptStoreError, StoreError
 from sparse_embed.kernels.rowio import read_cpu
 from sparse_embed.storage import files
 from sparse_embed.storage.journal import read_failed
-from sparse_embed.storage.layout import DATA_START, Layout
+from sparse_embed.storage.layout import DATA_START, NPY_PREFIX, Layout
 
 Int64 = NDArray[np.int64]
 _REGION_PAGES = 1 << 14  # 64 MiB of file
 _REGION = _REGION_PAGES * files.PAGE
 _COPY = 8 << 20
-_SEEK_DATA = getattr(os, "SEEK_DATA", None)
-_SEEK_HOLE = getattr(os, "SEEK_HOLE", None)
 
 
 class PageMap:
@@ -51,7 +50,7 @@ class PageMap:
         for region in regions[~self._known[regions]].tolist():
             begin, end = region * _REGION, min((region + 1) * _REGION, self._size)
             data = np.zeros(_REGION_PAGES, np.bool_)
-            for low, high in extents(self._fd, begin, end):
+            for low, high in files.extents(self._fd, begin, end):
                 data[(low - begin) // files.PAGE : -(-(high - begin) // files.PAGE)] = True
             at = region * (_REGION_PAGES // 8)
             self._bits[at : at + _REGION_PAGES // 8] |= np.packbits(data, bitorder="little")
@@ -71,27 +70,6 @@ def _pages_of(offsets: Int64, length: int) -> Iterator[Int64]:
         yield np.minimum(first + page, last)
 
 
-def extents(fd: int, begin: int, end: int) -> list[tuple[int, int]]:
-    """The parts of [begin, end) that hold data; all of it where the file system cannot say."""
-    if _SEEK_DATA is None or _SEEK_HOLE is None:
-        return [(begin, end)]
-    found = []
-    at = begin
-    while at < end:
-        try:
-            low = os.lseek(fd, at, _SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end of the file
-                break
-            return [(begin, end)]
-        if low >= end:
-            break
-        high = min(os.lseek(fd, low, _SEEK_HOLE), end)
-        found.append((low, high))
-        at = high
-    return found
-
-
 class DataFile:
     """An open data file."""
 
@@ -106,11 +84,17 @@ class DataFile:
 
     @staticmethod
     def create(directory: files.Directory, name: str, layout: Layout) -> DataFile:
-        """A new file, all holes, synced; the caller syncs the directory."""
+        """A new file, all holes, durable with its name."""
         where = directory.describe(name)
-        fd = files.CALLS.open(directory.fd, name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        fd = directory.open_regular(name, writable=True, create=True)
+        if not _may_replace(fd):
+            os.close(fd)
+            raise StoreError(
+                errno.EEXIST, f"{where} is in the way: no table's data file; move it elsewhere"
+            )
         try:
             try:
+                files.CALLS.truncate(fd, 0)
                 files.CALLS.truncate(fd, layout.file_bytes)
             except (OSError, OverflowError) as error:
                 code = getattr(error, "errno", errno.EFBIG)
@@ -118,12 +102,13 @@ class DataFile:
                     raise StoreError(
                         errno.EFBIG,
                         f"num_embeddings: {where} would be {layout.file_bytes} bytes long (mostly "
-                        "holes), more than this file system allows in one file; use fewer rows or a "
-                        "smaller embedding_dim, split the table, or use a file system such as XFS",
+                        "holes), more than this file system allows in one file; use fewer rows or "
+                        "a smaller embedding_dim, split the table, or use a file system like XFS",
                     ) from None
                 raise
             files.write_all(fd, memoryview(layout.npy_header()), 0)
-            files.CALLS.fsync(fd)
+            files.sync(files.CALLS.fsync, fd, where)
+            directory.sync()  # before store.json names it
         except BaseException:
             files.CALLS.close(fd)
             files.CALLS.unlink(directory.fd, name)
@@ -183,7 +168,7 @@ class DataFile:
         data, ascending; holes between may come along as zeros."""
         size = self.layout.record_bytes
         at = 0  # the next row to report
-        for low, high in extents(self.fd, DATA_START, self.layout.file_bytes):
+        for low, high in files.extents(self.fd, DATA_START, self.layout.file_bytes):
             first = max(at, -(-(low - DATA_START) // size))
             at = max(first, -(-(high - DATA_START) // size))
             step = max(1, _COPY // size)
@@ -213,7 +198,7 @@ class DataFile:
 
     def copy_to(self, other: DataFile) -> None:
         """Copy every page that holds data to a new file of the same layout.  No fsync."""
-        for low, high in extents(self.fd, DATA_START, self.layout.file_bytes):
+        for low, high in files.extents(self.fd, DATA_START, self.layout.file_bytes):
             for at in range(low, high, _COPY):
                 n = min(_COPY, high - at)
                 data = files.read_exact(self.fd, n, at, self.where)
@@ -223,11 +208,17 @@ class DataFile:
         files.CALLS.close(self.fd)
 
 
+def _may_replace(fd: int) -> bool:
+    """Is the file empty, or a data file that no store.json came to name?"""
+    head = os.pread(fd, DATA_START, 0)
+    return not head.strip(b"\0") or head[:10] == NPY_PREFIX
+
+
 def check_size(fd: int, layout: Layout, where: str) -> None:
     size = os.fstat(fd).st_size
     if size != layout.file_bytes:
         raise CorruptStoreError(
             errno.EINVAL,
-            f"{where} has {size} bytes, expected {layout.file_bytes}: it was truncated, extended or "
-            "replaced by someone else",
+            f"{where} has {size} bytes, expected {layout.file_bytes}: it was truncated, extended "
+            "or replaced by someone else",
         )

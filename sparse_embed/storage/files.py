@@ -1,11 +1,11 @@
 """Every call that changes a store's files, in one place.
 
-The crash tests replace `CALLS` with an object that records what is written and synced, so nothing in
-this package may reach the file system for writing by another way.
+The crash tests replace `CALLS` with an object that records what is written and synced, so nothing
+in this package may reach the file system for writing by another way.
 
 A store directory may have been prepared by somebody else: files are opened relative to the
-directory's descriptor, without following links and without blocking on FIFOs, and only regular files
-are accepted.
+directory's descriptor, without following links and without blocking on FIFOs, and only regular
+files are accepted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from sparse_embed.kernels.rowio import write_serial
 
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 _FULLFSYNC = 51  # macOS: F_FULLFSYNC reaches the platter, fsync only the drive
+_SEEK_DATA = getattr(os, "SEEK_DATA", None)
+_SEEK_HOLE = getattr(os, "SEEK_HOLE", None)
 PAGE = 4096
 
 
@@ -49,8 +51,15 @@ class SystemCalls:
         return int(at), int(code)
 
     def allocate(self, fd: int, offset: int, length: int) -> None:
-        if hasattr(os, "posix_fallocate"):
+        """Reserve space, so that a full disk shows before anything is written."""
+        if not hasattr(os, "posix_fallocate"):
+            return
+        try:
             os.posix_fallocate(fd, offset, length)
+        except OSError as error:
+            # A file system that cannot reserve: then the write itself meets the full disk.
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)
@@ -82,6 +91,11 @@ class SystemCalls:
 CALLS = SystemCalls()
 
 
+class SyncError(StoreError):
+    """A file or directory could not be synced: the kernel may have dropped what was to be written
+    and call the next sync a success, so what is on disk is unknown."""
+
+
 @contextmanager
 def explained(doing: str) -> Iterator[None]:
     """Turn an OSError into a StoreError that says what was being done; errno is kept."""
@@ -92,6 +106,15 @@ def explained(doing: str) -> Iterator[None]:
     except OSError as error:
         kind = ReadOnlyError if error.errno in (errno.EROFS, errno.EACCES) else StoreError
         raise kind(error.errno, f"{doing}: {os.strerror(error.errno or 0)}") from error
+
+
+def sync(call: Callable[[int], None], fd: int, what: str) -> None:
+    """Call fsync, fdatasync or sync_dir; raises SyncError."""
+    try:
+        call(fd)
+    except OSError as error:
+        text = f"cannot sync {what}: {os.strerror(error.errno or 0)}"
+        raise SyncError(error.errno, text) from error
 
 
 def raise_errno(code: int, doing: str) -> None:
@@ -113,6 +136,10 @@ class Directory:
         except NotADirectoryError:
             raise NotAStoreError(
                 errno.ENOTDIR, f"path: {str(path)!r} is a file; a store is a directory"
+            ) from None
+        except OSError as error:  # no permission, a loop of links, a name that is too long
+            raise StoreError(
+                error.errno, f"path: cannot open {str(path)!r}: {os.strerror(error.errno or 0)}"
             ) from None
 
     def close(self) -> None:
@@ -170,21 +197,27 @@ class Directory:
     def replace(self, name: str, data: bytes) -> None:
         """Write `name` whole and durably: temporary file, fsync, rename, directory fsync."""
         temporary = name + ".tmp"
-        fd = CALLS.open(self.fd, temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        try:
-            write_all(fd, memoryview(data), 0)
-            CALLS.fsync(fd)
-        finally:
-            CALLS.close(fd)
-        CALLS.rename(self.fd, temporary, name)
-        CALLS.sync_dir(self.fd)
+        with explained(f"cannot write {self.describe(name)}"):
+            fd = CALLS.open(self.fd, temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            try:
+                write_all(fd, memoryview(data), 0)
+                sync(CALLS.fsync, fd, self.describe(temporary))
+            finally:
+                CALLS.close(fd)
+            CALLS.rename(self.fd, temporary, name)
+            self.sync()
+
+    def sync(self) -> None:
+        """Make names durable: files made, renamed and removed."""
+        sync(CALLS.sync_dir, self.fd, repr(str(self.path)))
 
 
 def read_exact(fd: int, count: int, offset: int, what: str) -> bytes:
     """`count` bytes at `offset`; CorruptStoreError when the file ends early."""
     parts = []
     while count > 0:
-        part = os.pread(fd, min(count, 1 << 30), offset)
+        with explained(f"cannot read {what}"):
+            part = os.pread(fd, min(count, 1 << 30), offset)
         if not part:
             raise CorruptStoreError(errno.EIO, f"{what} ends at byte {offset}; it was truncated")
         parts.append(part)
@@ -199,6 +232,27 @@ def write_all(fd: int, data: memoryview, offset: int) -> None:
         done = CALLS.pwrite(fd, data, offset)
         data = data[done:]
         offset += done
+
+
+def extents(fd: int, begin: int, end: int) -> list[tuple[int, int]]:
+    """The parts of [begin, end) that hold data; all of it where the file system cannot say."""
+    if _SEEK_DATA is None or _SEEK_HOLE is None:
+        return [(begin, end)]
+    found = []
+    at = begin
+    while at < end:
+        try:
+            low = os.lseek(fd, at, _SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end of the file
+                break
+            return [(begin, end)]
+        if low >= end:
+            break
+        high = min(os.lseek(fd, low, _SEEK_HOLE), end)
+        found.append((low, high))
+        at = high
+    return found
 
 
 def allocated_bytes(fd: int) -> int:

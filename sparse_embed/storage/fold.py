@@ -27,8 +27,8 @@ def fold_now(core: StoreCore) -> None:
         finish_fold(core, wait=True)
         fold = _prepare_fold(core, core.settled_commit)
         if fold is not None:
+            core.running_fold = fold  # first: an interrupt must not leave it without an owner
             fold.run()
-            core.running_fold = fold
             finish_fold(core, wait=True)
 
 
@@ -47,8 +47,8 @@ def fold_in_background(core: StoreCore) -> None:
         log.warning("cannot begin a checkpoint in the background: %s", error)
         return
     if fold is not None:
-        fold.start()
         core.running_fold = fold
+        fold.start()
 
 
 def _prepare_fold(core: StoreCore, upto: int) -> checkpoint.Fold | None:
@@ -68,7 +68,10 @@ def _prepare_fold(core: StoreCore, upto: int) -> checkpoint.Fold | None:
             continue
         if core.manifest.folding < upto:
             new = replace(core.manifest, folding=upto)
-            manifest.write(directory, new)
+            try:
+                manifest.write(directory, new)
+            except files.SyncError as error:
+                raise _give_up(core, error) from error
             core.manifest = new
             continue  # ask again: a reader that did not see this yet holds its lock by now
         frames = [frame for frame in core.frames if frame.commit <= upto]
@@ -78,6 +81,12 @@ def _prepare_fold(core: StoreCore, upto: int) -> checkpoint.Fold | None:
         data = {n: t.rows.file for n, t in core.tables.items() if t.rows.file is not None}
         return checkpoint.Fold(directory, core.manifest, source, data, arrays)
     return None
+
+
+def _give_up(core: StoreCore, error: BaseException) -> StoreError:
+    """After a failed sync nobody knows what is on disk, and asking again may bring a false yes."""
+    core.read_only = f"{error}; the journal is kept, open the store again to fold it"
+    return StoreError(errno.EIO, core.read_only)
 
 
 def finish_fold(core: StoreCore, wait: bool) -> None:
@@ -90,15 +99,15 @@ def finish_fold(core: StoreCore, wait: bool) -> None:
     if fold is None or not (wait or fold.done):
         return
     fold.wait()
-    core.running_fold = None
-    if isinstance(fold.error, checkpoint.FoldSyncError):
-        core.read_only = f"{fold.error}; the journal is kept, open the store again to fold it"
-        raise StoreError(errno.EIO, core.read_only)
-    if fold.error is not None and fold.background:
+    if not fold.finished:
+        core.running_fold = None
+        if isinstance(fold.error, files.SyncError):
+            raise _give_up(core, fold.error)
+        if fold.error is not None and not fold.background:
+            raise fold.error
         log.warning("a checkpoint in the background failed, the journal is kept: %s", fold.error)
         return
-    if fold.error is not None:
-        raise fold.error
+    # An interrupt in what follows is no harm: it is all done again, and nothing twice matters.
     directory, journal = core.directory, core.journal
     assert directory is not None and journal is not None
     old_arrays, core.manifest = core.manifest.arrays, fold.new
@@ -110,6 +119,10 @@ def finish_fold(core: StoreCore, wait: bool) -> None:
     for table in core.tables.values():
         table.rows.drop_segments(gone)
     core.frames = [frame for frame in core.frames if frame.commit > fold.upto]
-    journal.delete(gone)
-    if old_arrays is not None and old_arrays != fold.new.arrays:
-        files.CALLS.unlink(directory.fd, old_arrays.file)
+    try:
+        journal.delete(gone)
+        if old_arrays is not None and old_arrays != fold.new.arrays:
+            files.CALLS.unlink(directory.fd, old_arrays.file)
+    except OSError as error:
+        log.warning("cannot remove what a checkpoint made superfluous: %s", error)
+    core.running_fold = None

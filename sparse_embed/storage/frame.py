@@ -55,7 +55,8 @@ META_LIMIT = 1 << 30
 _SEGMENT = struct.Struct("<8sIIQQ16sQQ")
 _FRAME = struct.Struct("<8sQQQQQQ")
 _TRAILER = struct.Struct("<8sQQ40x")
-_NAME = re.compile(r"journal-(\d{6,18})\.wal")
+_NAME = re.compile(r"journal-(\d{6,18})\.wal", re.ASCII)
+_DTYPE = re.compile(r"[<>|][biufcSUmM]\d{1,9}(\[\d*[a-zA-Z]+\])?")
 
 
 def segment_name(number: int) -> str:
@@ -149,7 +150,7 @@ def trailer(commit: int, digest: int) -> bytes:
 
 
 class FrameDigest:
-    """The digest of a frame, fed in pieces whose lengths are multiples of 1 MiB but for the last."""
+    """The digest of a frame, fed in pieces of whole MiB but for the last."""
 
     def __init__(self, salt: int) -> None:
         self._salt = np.uint64(salt)
@@ -224,6 +225,10 @@ class Meta:
                 raise ValueError(f"table {name!r}: row numbers beyond the frame")
             if section.records_at + section.record_bytes * section.rows > end:
                 raise ValueError(f"table {name!r}: records beyond the frame")
+            if type(section.step) is not int or not 0 <= section.step < 1 << 63:
+                raise ValueError(f"table {name!r}: step {section.step!r}")
+            if type(section.lr) not in (int, float) or not section.lr - section.lr == 0:
+                raise ValueError(f"table {name!r}: lr {section.lr!r}")
             tables[name] = section
         arrays = []
         for said in body["arrays"]:
@@ -232,10 +237,12 @@ class Meta:
                 type(n) is not int or not 0 <= n <= frame_bytes for n in (*array.shape, array.at)
             ):
                 raise ValueError(f"array {array.name!r}: shape {array.shape}")
-            if np.dtype(array.dtype).hasobject or array.at + array.nbytes > end:
-                raise ValueError(f"array {array.name!r}: beyond the frame")
+            if not _DTYPE.fullmatch(array.dtype) or array.at + array.nbytes > end:
+                raise ValueError(f"array {array.name!r}: {array.dtype!r}, or beyond the frame")
             arrays.append(array)
-        return Meta(tables, tuple(arrays), dict(body["metadata"]))
+        if type(body["metadata"]) is not dict:
+            raise ValueError("metadata")
+        return Meta(tables, tuple(arrays), body["metadata"])
 
 
 def data_start(meta_bytes: int) -> int:

@@ -59,9 +59,9 @@ def verify(core: StoreCore) -> dict[str, Any]:
             return {"commits_in_journal": 0, "rows": {}}
         core.finish_flight(wait=True)
         finish_fold(core, wait=True)
-        manifest.read(core.directory)
-        frames = _rescan(core)
-        checkpoint.read_arrays(core.directory, core.manifest.arrays)
+        now = manifest.read(core.directory)  # for a reader it may be newer than at open
+        frames = _rescan(core, now)
+        checkpoint.read_arrays(core.directory, now.arrays)
         rows = {}
         for name, table in core.tables.items():
             file = DataFile.open(core.directory, file_name(name), table.rows.layout, writable=False)
@@ -72,12 +72,12 @@ def verify(core: StoreCore) -> dict[str, Any]:
         return {"commits_in_journal": len(frames), "rows_in_data_files": rows}
 
 
-def _rescan(core: StoreCore) -> list[Frame]:
+def _rescan(core: StoreCore, now: manifest.Manifest) -> list[Frame]:
     """Read and check every frame of the journal again, from disk."""
     assert core.directory is not None
     journal = Journal(core.directory, core.manifest.uuid, writable=False)
     try:
-        frames = journal.scan(core.manifest.folded, core.settled_commit)
+        frames = journal.scan(now.folded, core.settled_commit)
         for frame in frames:
             for name, section in frame.meta.tables.items():
                 rows = journal.indices(frame, section)
@@ -88,9 +88,12 @@ def _rescan(core: StoreCore) -> list[Frame]:
                     )
     finally:
         journal.close()
-    if frames and frames[-1].commit < core.settled_commit:
+    last = frames[-1].commit if frames else now.folded
+    if last < core.settled_commit:
         raise CorruptStoreError(
-            errno.EIO, f"the journal ends at commit {frames[-1].commit}, not {core.settled_commit}"
+            errno.EIO,
+            f"the journal in {str(core.path)!r} ends at commit {last}, not {core.settled_commit}: "
+            + ("; ".join(journal.notes) or "its end is gone"),
         )
     return frames
 

@@ -208,6 +208,8 @@ class Journal:
         self.last_commit = 0
         self.chain = 0
         self._number = 0  # the highest segment number ever seen
+        self._later = False  # it holds later commits, which the next one will replace
+        self._pending: PendingCommit | None = None  # launched, and neither settled nor abandoned
         self.notes: list[str] = []
 
     # ---- reading --------------------------------------------------------------------------------
@@ -219,10 +221,14 @@ class Journal:
         segment vanished meanwhile (a reader then starts again).
         """
         self.last_commit = folded
+        self._later = upto is not None
         headers = self._open_segments()
+        known = self._set_aside_empty(headers, folded)
         frames: list[Frame] = []
         expected: int | None = None
         for number, header in headers.items():
+            if upto is not None and expected is not None and expected > upto:
+                break
             segment = self.segments[number]
             # The first commit of any later segment cuts this one.
             following = min(
@@ -244,7 +250,9 @@ class Journal:
                 )
             self.chain = header.chain
             while (following is None or commit < following) and (upto is None or commit <= upto):
-                frame = self._read_frame(segment, commit, self.chain, verify=commit > folded)
+                frame = known if known and (number, commit) == (known.segment, known.commit) else (
+                    self._read_frame(segment, commit, self.chain, verify=commit > folded)
+                )
                 if frame is None:
                     if following is not None:
                         raise CorruptStoreError(
@@ -263,6 +271,20 @@ class Journal:
         if frames:
             self.last_commit = frames[-1].commit
         return frames
+
+    def _set_aside_empty(self, headers: dict[int, SegmentHeader], folded: int) -> Frame | None:
+        """Leave out newest segments without a whole frame: the commit that would have replaced
+        what older segments hold never came to be.  Returns the first frame of the newest other."""
+        for number in sorted(headers, reverse=True):
+            segment = self.segments[number]
+            first = segment.header.first_commit
+            frame = self._read_frame(segment, first, segment.header.chain, verify=first > folded)
+            if frame is not None:
+                return frame
+            self._check_tail(segment, first)
+            os.close(segment.fd)
+            del headers[number], self.segments[number]
+        return None
 
     def _where(self, number: int) -> str:
         return self._dir.describe(segment_name(number))
@@ -314,7 +336,7 @@ class Journal:
         encoded = files.read_exact(fd, header.meta_bytes, at + HEADER, "journal")
         try:
             meta = Meta.decode(encoded, header.frame_bytes)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             if verify:
                 return None
             raise CorruptStoreError(
@@ -373,8 +395,7 @@ class Journal:
                 frame.data_at + section.at,
                 self._where(frame.segment),
             )
-            array = np.frombuffer(data, np.dtype(section.dtype)).reshape(section.shape)
-            found[section.name] = array.copy()
+            found[section.name] = np.ndarray(section.shape, section.dtype, data).copy()
         return found
 
     # ---- writing --------------------------------------------------------------------------------
@@ -383,6 +404,13 @@ class Journal:
         """Called once by a writer after `scan`: the next frame follows commit `last`."""
         self.last_commit = last
         self._sealed = True
+
+    def make_durable(self) -> None:
+        """A killed writer may have left its last commit in the kernel's hands only.  It was found
+        and will be built on, so from now on it must survive a power cut."""
+        for number, segment in self.segments.items():
+            files.sync(files.CALLS.fdatasync, segment.fd, self._where(number))
+        self._dir.sync()
 
     def seal(self) -> None:
         """The next frame begins a new segment."""
@@ -400,8 +428,9 @@ class Journal:
         """Write the next commit.  `fill` puts the sections, in the order of the plan.
 
         With wait=False the part of the frame that fits `staging_limit` is written by a thread.  The
-        caller looks at `.error` once `.done`, then calls `settle`.
+        caller looks at `.error` once `.done`, then calls `settle` or `abandon`.
         """
+        self.abandon_unowned()
         if not self._sealed and self._newest().end >= SEGMENT_BYTES:
             self._sealed = True
         if self._sealed:
@@ -427,11 +456,10 @@ class Journal:
 
         def finish() -> int:
             digest = writer.finish(parallel=wait)
-            with files.explained(f"cannot sync {what}"):
-                files.CALLS.fdatasync(self._append_fd)
+            files.sync(files.CALLS.fdatasync, self._append_fd, what)
             return digest
 
-        pending = PendingCommit(frame, finish)
+        self._pending = pending = PendingCommit(frame, finish)
         if wait:
             pending.run_here()
         else:
@@ -439,17 +467,26 @@ class Journal:
         return pending
 
     def settle(self, pending: PendingCommit) -> None:
-        """Take the outcome of `append` over; raises its error."""
-        pending.wait()
+        """The frame is durable: the next one follows it.  May be repeated after an interrupt."""
         frame = pending.frame
-        if pending.error is not None:
-            self._abandon(frame.at)
-            raise pending.error
         segment = self.segments[frame.segment]
         segment.end = align(frame.at + frame.frame_bytes, BLOCK)
         segment.size = max(segment.size, segment.end)
         self.last_commit = frame.commit
         self.chain = pending.digest
+        self._later = False
+        self._pending = None
+
+    def abandon(self, pending: PendingCommit) -> None:
+        """The frame was not written, or nobody knows."""
+        self._abandon(pending.frame.at)
+        self._pending = None
+
+    def abandon_unowned(self) -> None:
+        """A commit whose caller was interrupted before it could take it over."""
+        if self._pending is not None:
+            self._pending.wait()
+            self.abandon(self._pending)
 
     def _newest(self) -> Segment:
         return self.segments[self._number]
@@ -467,8 +504,8 @@ class Journal:
                 buffer = self._staging.reserve(CHUNK)
                 buffer[:BLOCK] = np.frombuffer(header.encode(), np.uint8)
                 files.write_all(fd, buffer[:BLOCK].data, 0)
-                files.CALLS.fdatasync(fd)
-                files.CALLS.sync_dir(self._dir.fd)
+                files.sync(files.CALLS.fdatasync, fd, self._where(number))
+                self._dir.sync()
                 read_fd = self._dir.open_regular(name, writable=False)
             except BaseException:
                 files.CALLS.close(fd)
@@ -504,9 +541,9 @@ class Journal:
             return
 
     def _close_append(self) -> None:
-        if self._append_fd >= 0:
-            files.CALLS.close(self._append_fd)
-            self._append_fd = -1
+        fd, self._append_fd = self._append_fd, -1
+        if fd >= 0:
+            files.CALLS.close(fd)
 
     # ---- keeping house --------------------------------------------------------------------------
 
@@ -515,7 +552,9 @@ class Journal:
         return sum(files.allocated_bytes(segment.fd) for segment in self.segments.values())
 
     def older_than(self, commit: int) -> list[int]:
-        """Segments whose commits are all at or below `commit`."""
+        """Segments whose commits are all at or below `commit`, ascending."""
+        if self._later:
+            return []
         numbers = sorted(self.segments)
         old = []
         for i, number in enumerate(numbers):
@@ -530,18 +569,21 @@ class Journal:
         return old
 
     def delete(self, numbers: list[int]) -> None:
-        """Remove segments that are folded."""
+        """Remove segments that are folded, oldest first.
+
+        Each removal is made durable before the next: were a segment gone, but not an older one
+        whose end it had replaced, that end would come back.
+        """
         for number in numbers:
             segment = self.segments.pop(number)
             if number == self._number:
                 self._close_append()
             os.close(segment.fd)
             files.CALLS.unlink(self._dir.fd, segment_name(number))
-        if numbers:
-            files.CALLS.sync_dir(self._dir.fd)
+            self._dir.sync()
 
     def delete_strays(self) -> None:
-        """Remove unfinished newest segments that `scan` ignored."""
+        """Remove segments that `scan` ignored or set aside: they hold no whole frame."""
         for name in self._dir.names():
             number = segment_number(name)
             if number is not None and number not in self.segments:
@@ -551,6 +593,9 @@ class Journal:
         yield from (self.segments[number] for number in sorted(self.segments))
 
     def close(self) -> None:
+        if self._pending is not None:  # a thread may be writing to the descriptor
+            self._pending.wait()
+            self._pending = None
         self._close_append()
         for segment in self.segments.values():
             os.close(segment.fd)
@@ -570,10 +615,11 @@ class Journal:
 
 def _frame_headers(fd: int, begin: int, end: int) -> Iterator[tuple[int, FrameHeader]]:
     """Every intact frame header at a block boundary of [begin, end)."""
-    for at in range(begin, end, BLOCK):
-        header = FrameHeader.decode(os.pread(fd, HEADER, at))
-        if header is not None:
-            yield at, header
+    for low, high in files.extents(fd, begin, end):
+        for at in range(max(begin, low // BLOCK * BLOCK), high, BLOCK):
+            header = FrameHeader.decode(os.pread(fd, HEADER, at))
+            if header is not None:
+                yield at, header
 
 
 def read_failed(code: int, what: str) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from sparse_embed.errors import ArgumentError
 
 DATA_START = 4096
+NPY_PREFIX = b"\x93NUMPY\x01\x00" + (DATA_START - 10).to_bytes(2, "little")
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Layout:
         """The first 4096 bytes of the data file."""
         descr = np.lib.format.dtype_to_descr(self.dtype())
         text = repr({"descr": descr, "fortran_order": False, "shape": (self.num_embeddings,)})
-        length = DATA_START - 10
-        body = text.encode("latin1").ljust(length - 1, b" ") + b"\n"
+        length = DATA_START - len(NPY_PREFIX)
+        body = text.encode("latin1", "replace").ljust(length - 1, b" ") + b"\n"
         if len(body) != length:
             raise ArgumentError("optimizer: its state fields do not fit the data file's header")
-        return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + body
+        return NPY_PREFIX + body

@@ -4,8 +4,8 @@ Byte 0           held exclusively by the writer
 Byte 1 + n       held shared by every reader that stands at commit n
 
 The locks belong to the open file description (F_OFD_SETLK): the kernel frees them when the process
-dies however it dies, two stores of one process exclude each other, and closing another descriptor of
-the file frees nothing.  The writer asks with F_OFD_GETLK which commit the oldest reader needs, and
+dies however it dies, two stores of one process exclude each other, and closing another descriptor
+of the file frees nothing.  The writer asks with F_OFD_GETLK which commit the oldest reader needs, and
 folds nothing newer into the data files.
 
 The writer leaves its pid and start time in the file, for the error message of a second writer.
@@ -13,6 +13,7 @@ The writer leaves its pid and start time in the file, for the error message of a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -60,7 +61,7 @@ def holder(fd: int) -> dict[str, Any]:
     """What the last writer said of itself; empty when it said nothing readable."""
     try:
         said = json.loads(os.pread(fd, 4096, 0))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 
@@ -77,7 +78,8 @@ def lock_writer(fd: int, where: str) -> None:
         )
     text = json.dumps({"pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")})
     data = text.encode().ljust(256, b" ")
-    os.pwrite(fd, data, 0)  # advice for people; nothing depends on it, so it is never synced
+    with contextlib.suppress(OSError):  # advice for people: a full disk is no reason not to open
+        os.pwrite(fd, data, 0)
 
 
 def writer_is_active(fd: int) -> bool:

@@ -9,8 +9,8 @@
      "arrays": null or {"file", "bytes", "sha256"} of the .npz with the store's arrays at "folded",
      "checksum": "sha256:…"}                of the same object without this key, canonical JSON
 
-Replaced whole (temporary file, fsync, rename, directory fsync): at create, when a table is added, and
-at a checkpoint.  A reader of this format refuses a larger version and unknown top-level keys.
+Replaced whole (temporary file, fsync, rename, directory fsync): at create, when a table is added,
+and at a checkpoint.  A reader of this format refuses a larger version and unknown top-level keys.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ FORMAT = "sparse_embed store"
 VERSION = 1
 _LIMIT = 64 << 20
 _LIMIT_ARRAYS = 1 << 40
+_LANES = 1 << 20  # more than any record has
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -40,7 +42,12 @@ def is_table_name(name: object) -> bool:
 
 
 def is_arrays_name(name: object) -> bool:
-    return isinstance(name, str) and re.fullmatch(r"arrays-\d{6,18}\.npz", name) is not None
+    return isinstance(name, str) and re.fullmatch(r"arrays-[0-9]{6,18}\.npz", name) is not None
+
+
+def is_stray_name(name: str) -> bool:
+    """What a checkpoint cut short leaves behind, and arrays that store.json no longer names."""
+    return name == NAME + ".tmp" or is_arrays_name(name.removesuffix(".tmp"))
 
 
 @dataclass(frozen=True)
@@ -155,13 +162,17 @@ def decode(data: bytes, where: str) -> Manifest:
             f"{where} has format version {version}; this package reads up to {VERSION}: upgrade it",
         )
     said = body.pop("checksum", None)
-    if said != _checksum(body):
+    try:
+        fits = said == _checksum(body)
+    except RecursionError:
+        fits = False
+    if not fits:
         raise CorruptStoreError(
             errno.EINVAL, f"{where} fails its checksum; it was damaged or edited"
         )
     try:
         return _parse(body)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptStoreError(
             errno.EINVAL, f"{where} has a wrong or missing field: {error!r}"
         ) from None
@@ -178,7 +189,7 @@ def _parse(body: dict[str, Any]) -> Manifest:
         tables[name] = _parse_table(name, entry)
     state = CommitState(
         {
-            str(name): (_count(at["step"]), float(at["lr"]))
+            str(name): (_count(at["step"]), _finite(at["lr"]))
             for name, at in body["state"]["tables"].items()
         },
         dict(body["state"]["metadata"]),
@@ -206,21 +217,29 @@ def _parse_table(name: str, entry: dict[str, Any]) -> TableEntry:
         embedding_dim=_count(entry["embedding_dim"]),
         dtype=str(entry["dtype"]),
         init=dict(entry["init"]),
-        seed=_count(entry["seed"]),
+        seed=_count(entry["seed"], 1 << 64),
         optimizer=None if entry["optimizer"] is None else dict(entry["optimizer"]),
         fields=fields,
     )
     if parsed.num_embeddings < 1 or parsed.embedding_dim < 1 or parsed.dtype != "float32":
         raise ValueError(f"shape or dtype of table {name!r}")
+    if any(not 1 <= lanes <= _LANES for lanes in (parsed.embedding_dim, *dict(fields).values())):
+        raise ValueError(f"embedding_dim or fields of table {name!r}")
     if entry["file"] != file_name(name) or entry["record_bytes"] != parsed.layout().record_bytes:
         raise ValueError(f"file or record_bytes of table {name!r}")
     return parsed
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
+def _count(value: Any, limit: int = 1 << 62) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
         raise ValueError(f"expected a count, got {value!r}")
     return value
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {value!r}")
+    return float(value)
 
 
 def write(directory: Directory, manifest: Manifest) -> None:

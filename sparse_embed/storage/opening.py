@@ -36,20 +36,27 @@ def create_store(path: Path, metadata: dict[str, Any], overwrite: bool) -> Store
     removed first, and nothing else ever is.
     """
     _refuse_platform()
+    absent = [folder for folder in (path, *path.parents) if not folder.exists()]
     with files.explained(f"cannot create a store at {str(path)!r}"):
         path.mkdir(parents=True, exist_ok=True)
     core = StoreCore(path, "r+")
     core.directory = files.Directory(path)
+    claimed = False
     try:
         with files.explained(f"cannot create a store at {str(path)!r}"):
+            for folder in absent:
+                _sync_folder(folder.parent)
             _claim_directory(core, overwrite)
+            claimed = True
             core.manifest = Manifest(secrets.token_bytes(16), state=CommitState({}, dict(metadata)))
             manifest.write(core.directory, core.manifest)
-            _sync_parent(path)
         core.metadata = metadata
         core.committed = CommitState({}, copy_metadata(metadata))
         core.journal = Journal(core.directory, core.manifest.uuid, writable=True)
     except BaseException:
+        if claimed:  # it may have got as far as the rename
+            with contextlib.suppress(OSError):
+                files.CALLS.unlink(core.directory.fd, manifest.NAME)
         core.release()
         raise
     return core
@@ -102,6 +109,8 @@ def open_store(path: Path, mode: str, at_commit: int | None) -> StoreCore:
             if mode == "r+":
                 _take_writer_lock(core)
                 _load(core, at_commit)
+                assert core.journal is not None
+                core.journal.make_durable()
                 _remove_strays(core)
             else:
                 _load_as_reader(core, at_commit)
@@ -115,6 +124,10 @@ def _load(core: StoreCore, at_commit: int | None) -> None:
     """Read store.json and the journal.  No rows."""
     assert core.directory is not None
     core.manifest = found = manifest.read(core.directory)
+    if at_commit is not None and at_commit < found.folding:
+        raise ArgumentError(
+            f"at_commit: commit {at_commit} is gone; the oldest there is is {found.folding}"
+        )
     core.journal = journal = Journal(core.directory, found.uuid, core.mode == "r+")
     core.frames = journal.scan(found.folded, at_commit)
     last = core.frames[-1].commit if core.frames else found.folded
@@ -122,9 +135,7 @@ def _load(core: StoreCore, at_commit: int | None) -> None:
         raise CorruptStoreError(
             errno.EIO,
             f"the journal in {str(core.path)!r} ends at commit {last}, but commit "
-            f"{found.folding} was being folded: a segment was lost"
-            if at_commit is None
-            else f"at_commit: commit {at_commit} is gone; the oldest is {found.folding}",
+            f"{found.folding} was being folded: a segment was lost",
         )
     if at_commit is not None and last != at_commit:
         raise ArgumentError(
@@ -180,7 +191,7 @@ def _remove_strays(core: StoreCore) -> None:
     core.journal.delete(core.journal.older_than(core.manifest.folded))
     keep = core.manifest.arrays.file if core.manifest.arrays else None
     for name in core.directory.names():
-        if name == manifest.NAME + ".tmp" or (manifest.is_arrays_name(name) and name != keep):
+        if name != keep and manifest.is_stray_name(name):
             files.CALLS.unlink(core.directory.fd, name)
 
 
@@ -203,7 +214,7 @@ def refresh(core: StoreCore) -> int:
 def destroy(core: StoreCore) -> None:
     """Remove a store that this process has just made."""
     assert core.directory is not None and core.path is not None
-    _remove_store(core.directory, core.manifest)
+    _remove_store(core.directory, manifest.read(core.directory))
     files.CALLS.unlink(core.directory.fd, lock.NAME)
     core.release()
     with contextlib.suppress(OSError):
@@ -220,17 +231,18 @@ def _refuse_platform() -> None:
 
 def _remove_store(directory: files.Directory, old: Manifest) -> None:
     """Remove the files that are ours, store.json last; anything else stays."""
-    ours = {file_name(name) for name in old.tables} | {manifest.NAME + ".tmp"}
+    ours = {file_name(name) for name in old.tables}
     for name in directory.names():
-        if name in ours or segment_number(name) is not None or manifest.is_arrays_name(name):
+        if name in ours or segment_number(name) is not None or manifest.is_stray_name(name):
             files.CALLS.unlink(directory.fd, name)
+    directory.sync()
     files.CALLS.unlink(directory.fd, manifest.NAME)
-    files.CALLS.sync_dir(directory.fd)
+    directory.sync()
 
 
-def _sync_parent(path: Path) -> None:
-    fd = os.open(path.parent, os.O_RDONLY)
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
     try:
-        files.CALLS.sync_dir(fd)
+        files.sync(files.CALLS.sync_dir, fd, repr(str(path)))
     finally:
         os.close(fd)

@@ -1,11 +1,11 @@
 """The records in memory: where a row lies (its slot), what to throw out, what is new.
 
-Both kinds keep `records (S, W) float32` in anonymous memory with huge pages, never in a mapping of a
-file, and a byte of flags per slot (kernels/records.py).
+Both kinds keep `records (S, W) float32` in anonymous memory with huge pages, never in a mapping of
+a file, and a byte of flags per slot (kernels/records.py).
 
 IdentitySlots    the table fits the budget: slot == row; a bit per row says whether it was loaded
-IndexedSlots     it does not: a hash index row -> slot, second-chance eviction; changed rows go to the
-                 scratch file, unchanged ones are dropped, for the journal or the data file has them
+IndexedSlots     it does not: a hash index row -> slot, second-chance eviction; changed rows go to
+                 the scratch file, unchanged ones are dropped: the journal or the data file has them
 
 `slots(rows)` brings rows in.  It reads and writes files before it changes any state, so that a full
 disk leaves everything as it was; only the last, purely computing part sets `busy`, and a store that
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,6 +176,7 @@ class IdentitySlots(Slots):
         present = self._present
         assert present is not None
         missing = np.empty(rows.size, np.int64)
+        self.busy = True  # the bits are set before the rows are there
         missing = missing[: kernels.collect_missing_cpu()(present, rows, missing)]
         try:
             # The others are virgin, and fresh memory is zero already.
@@ -187,10 +188,20 @@ class IdentitySlots(Slots):
                 kernels.scatter_records_cpu()(self.records, part, data)
         except BaseException:
             kernels.clear_bits_cpu()(present, missing)
+            self.busy = False
             raise
+        self.busy = False
         self._num_present += missing.size
         if self._num_present == self._rows:
             self._present = None
+
+    def adopt(self, rows: Int64, data: Floats, flags: Bytes) -> None:
+        """Take over records from another layout, with what their flags say of commits."""
+        kernels.scatter_records_cpu()(self.records, rows, data)
+        self.flags[rows] = flags & UNSAVED
+        if self._present is not None:
+            kernels.collect_missing_cpu()(self._present, rows, np.empty_like(rows))
+            self._num_present += rows.size
 
     def rows_of(self, slots: Int64) -> Int64:
         return slots
@@ -267,6 +278,18 @@ class IndexedSlots(Slots):
     def rows_of(self, slots: Int64) -> Int64:
         return self._row[slots]
 
+    @property
+    def count(self) -> int:
+        """Rows in memory."""
+        return self._index.count
+
+    def entries(self, chunk: int) -> Iterator[tuple[Int64, Int64]]:
+        """(rows, slots) of everything in memory, a chunk at a time."""
+        slots = self.flagged(USED)
+        for begin in range(0, slots.size, chunk):
+            part = slots[begin : begin + chunk]
+            yield self._row[part], part
+
     def slots(self, rows: Int64) -> Int64 | None:
         self.trim()
         slots = self._index.find(rows)
@@ -276,8 +299,8 @@ class IndexedSlots(Slots):
         absent = slots < 0
         missing = np.unique(rows[absent])
         hits = slots[~absent]
-        kernels.change_flags_cpu()(self.flags, hits, _NONE, PINNED)
         try:
+            kernels.change_flags_cpu()(self.flags, hits, _NONE, PINNED)
             got = self._make_room(missing.size)
         finally:
             kernels.change_flags_cpu()(self.flags, hits, PINNED, _NONE)

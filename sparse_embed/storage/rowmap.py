@@ -19,7 +19,16 @@ class RowMap:
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._table = self._empty(_SMALLEST)
-        self.count = 0
+        self._count = 0
+        self._sure = True  # False: interrupted between a kernel's work and its sum
+
+    @property
+    def count(self) -> int:
+        """Number of entries."""
+        if not self._sure:
+            self._count = int(np.count_nonzero(self._table[:, 0] >= 0))
+            self._sure = True
+        return self._count
 
     def _empty(self, capacity: int) -> NDArray[np.int64]:
         table = np.full((capacity, 2), -1, np.int64)
@@ -59,13 +68,17 @@ class RowMap:
     def insert(self, keys: Int64, values: Int64) -> None:
         """Set table[keys[i]] = values[i], in order."""
         self.reserve(keys.shape[0])
-        self.count += int(kernels.insert_cpu()(self._table, keys, values))
+        self._sure = False
+        self._count += int(kernels.insert_cpu()(self._table, keys, values))
+        self._sure = True
 
     def erase(self, keys: Int64) -> None:
         """Remove keys; absent ones are passed over.  Gives memory back when most are gone."""
         if not self.count:
             return
-        self.count -= int(kernels.erase_cpu()(self._table, keys))
+        self._sure = False
+        self._count -= int(kernels.erase_cpu()(self._table, keys))
+        self._sure = True
         capacity = self._table.shape[0]
         if capacity > _SMALLEST and self.count < capacity * _LOAD / 8:
             self._rehash(max(_SMALLEST, 1 << int(self.count * 2 / _LOAD).bit_length()))
@@ -80,10 +93,12 @@ class RowMap:
     def clear(self) -> None:
         self._drop()
         self._table = self._empty(_SMALLEST)
-        self.count = 0
+        self._count = 0
+        self._sure = True
 
     def release(self) -> None:
         """Give the memory back to the budget for good."""
         self._drop()
         self._table = np.empty((0, 2), np.int64)
-        self.count = 0
+        self._count = 0
+        self._sure = True

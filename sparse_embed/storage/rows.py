@@ -32,6 +32,8 @@ Floats = NDArray[np.float32]
 _SEGMENT_SHIFT = 44  # a place: segment number << 44 | byte offset (16 TiB of journal a segment)
 _OFFSET_MASK = (1 << _SEGMENT_SHIFT) - 1
 _CHUNK_BYTES = 8 << 20
+_SMALL = 16 << 20  # a table of this size is laid out by row number from the start
+_DENSE = 0.25  # a larger one when this part of its rows is in memory
 
 # read(at, out) puts the records that a slice of some list names into out.
 Reader = Callable[[slice, Floats], None]
@@ -65,10 +67,33 @@ class RowStore:
         self._scratch = Scratch(folder, layout.record_bytes, self.budget)
         self._chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
         self.resident: Slots
-        if self.budget.draw(IdentitySlots.bytes_needed(layout)):
-            self.resident = IdentitySlots(layout, self._fetch, self._stored, new, self.budget)
+        needed = IdentitySlots.bytes_needed(layout)
+        if needed <= _SMALL and self.budget.draw(needed):
+            self.resident = self._identity(new)
         else:
             self.resident = IndexedSlots(layout, self._fetch, self._scratch, self.budget)
+
+    def _identity(self, new: bool) -> IdentitySlots:
+        return IdentitySlots(self.layout, self._fetch, self._stored, new, self.budget)
+
+    def prepare(self) -> None:
+        """Between operations: once a good part of the rows is in memory, lay all of them out by row
+        number, which saves the index, if the budget has room for both layouts meanwhile.
+
+        Not from the start: memory with huge pages costs what the table is large, not what is used.
+        """
+        compact = self.resident
+        if not isinstance(compact, IndexedSlots):
+            return
+        if compact.count < self.layout.num_embeddings * _DENSE or self._scratch.count:
+            return
+        if self.budget.draw(IdentitySlots.bytes_needed(self.layout)):
+            # Without files all other rows are virgin, as fresh memory is.
+            spread = self._identity(new=self.file is None)
+            for rows, slots in compact.entries(self._chunk):
+                spread.adopt(rows, compact.records[slots], compact.flags[slots])
+            self.resident = spread
+            compact.release()
 
     @property
     def busy(self) -> bool:
@@ -227,8 +252,10 @@ class RowStore:
         """These segments are folded and gone: their rows are found in the data file."""
         rows, places = self.committed.items()
         keep = ~np.isin(places >> _SEGMENT_SHIFT, np.array(numbers, np.int64))
-        self.committed.clear()
-        self.committed.insert(rows[keep], places[keep])
+        fresh = RowMap(self.budget)  # swapped in whole: half a map would show old rows
+        fresh.insert(rows[keep], places[keep])
+        old, self.committed = self.committed, fresh
+        old.release()
 
     def rollback(self) -> None:
         """Forget everything since the last commit."""

@@ -77,8 +77,8 @@ class Scratch:
         if self._high + fresh > self._flags.size:
             grown = max(self._high + fresh, 2 * self._flags.size, 4096)
             self._budget.take((grown - self._flags.size) * _SLOT_BYTES)
+            self._free = np.resize(self._free, grown)  # first: the size of the flags tells
             self._flags = np.resize(self._flags, grown)
-            self._free = np.resize(self._free, grown)
         return np.concatenate(
             [
                 self._free[self._num_free - reused : self._num_free],

@@ -34,6 +34,7 @@ from sparse_embed.errors import (
     StoreError,
     StoreFailedError,
 )
+from sparse_embed.kernels._jit import guard_fork
 from sparse_embed.storage import files, fold, manifest
 from sparse_embed.storage.budget import process_budget
 from sparse_embed.storage.checkpoint import Fold
@@ -104,18 +105,22 @@ class StoreCore:
         with self.using(write=True):
             fold.finish_fold(self, wait=True)
             if self.directory is not None:
+                state = replace(
+                    self.manifest.state, tables={**self.manifest.state.tables, name: (0, lr)}
+                )
+                new = replace(
+                    self.manifest, tables={**self.manifest.tables, name: entry}, state=state
+                )
                 with files.explained(f"cannot create table {name!r}"):
                     file = DataFile.create(self.directory, file_name(name), layout)
-                    state = replace(
-                        self.manifest.state,
-                        tables={**self.manifest.state.tables, name: (0, lr)},
-                    )
-                    new = replace(
-                        self.manifest,
-                        tables={**self.manifest.tables, name: entry},
-                        state=state,
-                    )
-                    manifest.write(self.directory, new)
+                    try:
+                        manifest.write(self.directory, new)
+                    except BaseException:
+                        file.close()
+                        # It may have got as far as the rename: a file that is named must stay.
+                        if name not in manifest.read(self.directory).tables:
+                            files.CALLS.unlink(self.directory.fd, file_name(name))
+                        raise
                 self.manifest = new
                 if name not in self.committed.tables:
                     self.committed.tables[name] = (0, lr)
@@ -163,6 +168,7 @@ class StoreCore:
         with self.lock:
             if self.closed is not None:
                 raise StoreClosedError(self.closed)
+            guard_fork()
             if not rescue:
                 if self.failed is None and any(core.rows.busy for core in self.tables.values()):
                     self.failed = "it was interrupted while rows were moved"
@@ -173,6 +179,8 @@ class StoreCore:
                     )
                 self.finish_flight(wait=False)
                 fold.finish_fold(self, wait=False)
+                for core in self.tables.values():
+                    core.rows.prepare()
             if write and self.read_only is not None:
                 raise ReadOnlyError(errno.EROFS, f"the store cannot be changed: {self.read_only}")
             yield
@@ -255,19 +263,22 @@ class StoreCore:
         journal = self.journal
         assert journal is not None
         flight.pending.wait()
+        # Interrupted from here on, it stays failed; rollback then does all of this once more.
         interrupted, self.failed = self.failed, "a commit was interrupted"
-        try:
-            journal.settle(flight.pending)
-        except BaseException:
+        error = flight.pending.error
+        if error is not None:
+            journal.abandon(flight.pending)
             for name, taken in flight.taken.items():
                 self.tables[name].rows.settle(taken, None, None)
             self.flight = None
             self.failed = interrupted
-            raise
+            raise error
         frame = flight.pending.frame
+        journal.settle(flight.pending)
         for name, taken in flight.taken.items():
             self.tables[name].rows.settle(taken, frame, frame.meta.tables[name])
-        self.frames.append(frame)
+        if frame not in self.frames[-1:]:
+            self.frames.append(frame)
         self.settled_commit = frame.commit
         self.committed = flight.state
         self.committed_arrays = flight.arrays
@@ -289,12 +300,16 @@ class StoreCore:
         with self.lock:
             if self.flight is not None and self.flight.pending.frame.commit == number:
                 self.finish_flight(wait=True)
+            if number > self.settled_commit and self.closed is not None:
+                raise StoreClosedError(self.closed)
             if number > self.settled_commit:
                 raise StoreError(errno.EIO, f"commit {number} was not written; see its error")
 
     def has_changes(self) -> bool:
         """Would a commit write anything new?"""
         with self.lock:
+            if self.failed is not None or any(core.rows.busy for core in self.tables.values()):
+                return True  # and what was interrupted must not be looked at
             if self.flight is not None:
                 return True
             now = {name: (core.step, core.lr) for name, core in self.tables.items()}
@@ -318,6 +333,8 @@ class StoreCore:
                 self.finish_flight(wait=True)
             except Exception as error:  # the commit failed: that is what rollback is for
                 log.warning("commit abandoned: %s", error)
+            if self.journal is not None:
+                self.journal.abandon_unowned()
             self.failed = "a rollback was interrupted"
             for core in self.tables.values():
                 core.rows.rollback()
@@ -372,6 +389,8 @@ class StoreCore:
     def release(self) -> None:
         """Let go of every file and all memory."""
         self.closed = f"the store {str(self.path)!r} is closed" if self.path else "closed"
+        if self.running_fold is not None:
+            self.running_fold.wait()  # its thread writes to the descriptors that go now
         for core in self.tables.values():
             core.rows.close()
         if self.journal is not None:
@@ -398,6 +417,7 @@ class StoreCore:
         if self.path is None:
             self.closed = None  # memory is copied on write: the child has a table of its own
             return
+        self.flight = self.running_fold = None  # their threads live in the parent
         fds = [self.lock_fd, *([self.directory.fd] if self.directory else [])]
         fds += [core.rows.file.fd for core in self.tables.values() if core.rows.file is not None]
         if self.journal is not None:

@@ -1,0 +1,66 @@
+"""Cost against the table's size: the same rows in tables a thousand times apart."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import sparse_embed as se
+from benchmarks.harness import Case
+
+ABOUT = "create + open + update + commit + close of the same 10 batches, 10^6 against 10^9 rows"
+
+
+def run(quick: bool) -> list[Case]:
+    rounds, batch = (1, 500) if quick else (7, 20_000)
+    sizes = (10**6, 10**8, 10**9)
+    parts = ("create", "open", "update", "commit", "close", "total", "fold, per 4-KiB page")
+    cases = {part: Case(f"{part}: 10 batches of {batch:,} ids below 10^6") for part in parts}
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir="."))
+    try:
+        for round_ in range(-1, rounds):
+            for size in sizes:
+                times = _once(folder / "table", size, batch)
+                for part, seconds in times.items():
+                    if round_ >= 0:
+                        cases[part].samples.setdefault(f"{size:.0e} rows", []).append(seconds)
+    finally:
+        shutil.rmtree(folder)
+    return list(cases.values())
+
+
+def _once(path: Path, size: int, batch: int) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, 10**6, batch) for _ in range(10)]
+    grad = rng.standard_normal((batch, 64)).astype(np.float32)
+    clock = time.perf_counter
+    marks = [clock()]
+    table = se.EmbeddingTable.create(
+        path, num_embeddings=size, embedding_dim=64, optimizer=se.LazyAdam(1e-3)
+    )
+    marks.append(clock())
+    table.close(checkpoint=False)
+    table = se.EmbeddingTable.open(path)
+    marks.append(clock())
+    for indices in batches:
+        table.update(grad, indices)
+    marks.append(clock())
+    table.commit()
+    marks.append(clock())
+    table.close(checkpoint=False)
+    marks.append(clock())
+    parts = ("create", "open", "update", "commit", "close")
+    times = dict(zip(parts, np.diff(marks).tolist(), strict=True))
+    times["total"] = marks[-1] - marks[0]
+    with se.EmbeddingTable.open(path) as table:
+        begin = clock()
+        table.checkpoint()
+        seconds = clock() - begin
+    pages = (path / "rows.npy").stat().st_blocks / 8
+    times["fold, per 4-KiB page"] = seconds / pages
+    shutil.rmtree(path)
+    return times

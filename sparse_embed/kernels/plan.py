@@ -1,0 +1,106 @@
+"""Cutting a batch's work into chunks that cost about the same, by its contents, never by threads.
+
+    bags       chunk c: the bags b with offsets[b] + b in [c SIZE, (c + 1) SIZE)
+    segments   chunk c: the segments u with (starts[u] - starts[u0]) + 3 (u - u0) in [.., ..): a
+               row of its own costs as much as three positions more
+    hot        a segment of more than HOT positions is also cut into its blocks of BLOCK positions,
+               whose sums threads share (`backward`)
+
+Shapes   offsets (B+1,) i8 · starts (U+1,) i8
+         bounds (chunks+1,) i8: bags or segments [bounds[c], bounds[c+1]) are chunk c's
+         blocks (H, 2) i8: begin and end of each block of the hot segments, in order
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from sparse_embed.kernels._jit import DIGEST, cold_function, serial_kernel
+
+BLOCK = 256
+HOT = 2048
+_PROBE = 1024  # entries between probes for hot segments: at most HOT, so each is hit
+_ROW = 3
+
+
+@functools.cache
+def cut_bags_cpu():
+    digest = DIGEST
+
+    @serial_kernel
+    def cut_bags(offsets, size):
+        """-> bounds"""
+        _ = digest
+        num_bags = offsets.shape[0] - 1
+        chunks = (offsets[num_bags] + num_bags + size - 1) // size
+        bounds = np.empty(chunks + 1, np.int64)
+        for c in range(chunks + 1):
+            low, high = 0, num_bags
+            while low < high:
+                middle = (low + high) >> 1
+                if offsets[middle] + middle < c * size:
+                    low = middle + 1
+                else:
+                    high = middle
+            bounds[c] = low
+        return bounds
+
+    return cut_bags
+
+
+@cold_function
+def _segment_of(starts, low, high, entry):
+    """The segment in [low, high) that holds this entry."""
+    high -= 1
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if starts[middle] <= entry:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@functools.cache
+def cut_segments_cpu():
+    digest = DIGEST
+
+    @serial_kernel
+    def cut_segments(starts, u0, u1, size):
+        """-> bounds, blocks"""
+        _ = digest
+        chunks = (starts[u1] - starts[u0] + _ROW * (u1 - u0) + size - 1) // size
+        bounds = np.empty(chunks + 1, np.int64)
+        for c in range(chunks + 1):
+            low, high = u0, u1
+            while low < high:
+                u = (low + high) >> 1
+                if starts[u] - starts[u0] + _ROW * (u - u0) < c * size:
+                    low = u + 1
+                else:
+                    high = u
+            bounds[c] = low
+        blocks = np.empty((0, 2), np.int64)
+        for fill in range(2):  # count, then fill
+            j = 0
+            entry = starts[u0]
+            while entry < starts[u1]:
+                u = _segment_of(starts, u0, u1, entry)
+                begin, end = starts[u], starts[u + 1]
+                if end - begin <= HOT:
+                    entry += _PROBE
+                    continue
+                while begin < end:
+                    if fill == 1:
+                        blocks[j, 0] = begin
+                        blocks[j, 1] = min(begin + BLOCK, end)
+                    begin += BLOCK
+                    j += 1
+                entry = end
+            if fill == 0:
+                blocks = np.empty((j, 2), np.int64)
+        return bounds, blocks
+
+    return cut_segments

@@ -1,0 +1,427 @@
+"""BPR against plain NumPy, and implicit's suite of behaviours on a checkerboard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+import sparse_embed as se
+from sparse_embed.errors import ArgumentError, IndexRangeError, NotAStoreError, StoreError
+from sparse_embed.kernels.bpr import triplet_gradients_cpu
+from sparse_embed.recommend import BPR, NotFittedError
+from sparse_embed.recommend.sampling import Interactions, TripletSampler
+
+
+def checkerboard(size: int = 20) -> scipy.sparse.csr_array:
+    """Even users take even items, odd users odd ones; nobody took the item of their own number."""
+    users, items = np.indices((size, size))
+    return scipy.sparse.csr_array(((users + items) % 2 == 0) & (users != items))
+
+
+def make(**changes) -> BPR:
+    return BPR(**{"embedding_dim": 8, "epochs": 60, "batch_size": 64, "seed": 1} | changes)
+
+
+@pytest.fixture(scope="module")
+def taken() -> scipy.sparse.csr_array:
+    return checkerboard()
+
+
+@pytest.fixture(scope="module")
+def model(taken) -> BPR:
+    return make().fit(taken)
+
+
+# ---- the objective ------------------------------------------------------------------------------
+
+
+def twin(reg, p, q_taken, q_other):
+    """Losses and gradients in float64."""
+    dim = p.shape[1]
+    difference = q_taken - q_other
+    x = (p * difference[:, :dim]).sum(axis=1) + difference[:, dim]
+    g = 1 / (1 + np.exp(x))[:, None]
+    step = np.concatenate([g * p, g], axis=1)
+    return (
+        np.logaddexp(0, -x),
+        reg * p - g * difference[:, :dim],
+        np.concatenate([reg * q_taken - step, reg * q_other + step]),
+    )
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 17, 64, 100])
+@pytest.mark.parametrize("batch", [1, 256, 300])
+def test_gradients(dim, batch):
+    rng = np.random.default_rng(dim * 1000 + batch)
+    users = rng.normal(size=(batch, dim)).astype(np.float32)
+    items = rng.normal(size=(2 * batch, dim + 1)).astype(np.float32)
+    p, q = users.astype(float), items.astype(float)
+    expected, user_grad, item_grad = twin(0.01, p, q[:batch], q[batch:])
+    losses = np.empty(-(-batch // 256))
+    triplet_gradients_cpu(dim)(np.float32(0.01), users, items, losses)
+    # float32 sums of up to 100 products of size 1
+    np.testing.assert_allclose(losses.sum(), expected.sum(), rtol=1e-5)
+    np.testing.assert_allclose(users, user_grad, atol=2e-5)
+    np.testing.assert_allclose(items, item_grad, atol=2e-5)
+
+
+def test_a_hopeless_triplet_has_a_finite_loss():
+    users = np.full((1, 4), 100, np.float32)
+    items = np.array([[-100] * 5, [100] * 5], np.float32)
+    losses = np.empty(1)
+    triplet_gradients_cpu(4)(np.float32(0), users, items, losses)
+    np.testing.assert_allclose(losses, 80_200, rtol=1e-6)
+    np.testing.assert_allclose(items[1], [100, 100, 100, 100, 1])
+
+
+def test_fit_is_public_lookup_and_update(taken):
+    """Two tables, the sampler and NumPy's gradients give what `fit` gives."""
+    found = make(epochs=2, batch_size=50).fit(taken)
+    optimizer = se.LazyAdam(lr=0.015)
+    shared = {"init": se.Uniform(0.05), "optimizer": optimizer}
+    users = se.EmbeddingTable.create(None, num_embeddings=20, embedding_dim=8, seed=2, **shared)
+    items = se.EmbeddingTable.create(None, num_embeddings=20, embedding_dim=9, seed=3, **shared)
+    data = Interactions.from_csr(taken)
+    draw = TripletSampler(data, 1, 0.5)
+    for epoch in range(2):
+        users.lr = items.lr = 0.015 * (1 - epoch / 2)
+        for start in range(0, len(data), 50):
+            u, i = draw.sample(epoch, start, min(start + 50, len(data)))
+            q = items.lookup(i)
+            half = len(u)
+            _, du, di = twin(np.float32(0.01), users.lookup(u), q[:half], q[half:])
+            users.update(du.astype(np.float32), u)
+            items.update(di.astype(np.float32), i)
+    # Adam divides by the root of the squares: rounding in tiny gradients shows, up to parts of lr.
+    np.testing.assert_allclose(found.users.lookup(range(20)), users.lookup(range(20)), atol=1e-4)
+    np.testing.assert_allclose(found.items.lookup(range(20)), items.lookup(range(20)), atol=1e-4)
+
+
+# ---- behaviour ----------------------------------------------------------------------------------
+
+
+def test_recommends_the_one_item_left(model, taken):
+    ids, scores = model.recommend(np.arange(20), taken, k=1)
+    np.testing.assert_array_equal(ids[:, 0], np.arange(20))
+    assert scores.shape == (20, 1)
+    assert scores.dtype == np.float32
+
+
+def test_scores_are_dot_products_best_first(model, taken):
+    ids, scores = model.recommend([4, 7], taken[[4, 7]], k=20, filter_already_liked=False)
+    weights = model.items.lookup(ids)
+    queries = np.concatenate([model.users.lookup([4, 7]), np.ones((2, 1))], axis=1)
+    np.testing.assert_allclose(scores, np.einsum("qkd,qd->qk", weights, queries), atol=1e-5)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    np.testing.assert_array_equal(np.sort(ids, axis=1), np.tile(np.arange(20), (2, 1)))
+
+
+def test_scores_are_those_of_the_table(model):
+    """The same bits as the engine's own exact search gives."""
+    ids, scores = model.recommend([3], k=20, filter_already_liked=False)
+    query = np.append(model.users.lookup([3])[0], np.float32(1))
+    found, expected = model.items.nearest(query, k=20, metric="dot")
+    np.testing.assert_array_equal(ids[0], found)
+    np.testing.assert_array_equal(scores[0], expected)
+
+
+def test_filter_leaves_out_what_was_taken_and_pads(model, taken):
+    ids, scores = model.recommend([0, 1], taken[[0, 1]], k=20)
+    for user in (0, 1):
+        mine = taken[[user]].indices
+        assert not np.isin(ids[user], mine).any()
+        assert (ids[user] == -1).sum() == len(mine)
+    np.testing.assert_array_equal(np.isneginf(scores), ids == -1)
+    assert (ids[:, -1] == -1).all()
+
+
+def test_one_integer_gives_one_answer(model, taken):
+    ids, scores = model.recommend(3, taken[[3]], k=4)
+    many, many_scores = model.recommend([3], taken[[3]], k=4)
+    assert ids.shape == scores.shape == (4,)
+    np.testing.assert_array_equal(ids, many[0])
+    np.testing.assert_array_equal(scores, many_scores[0])
+    assert model.recommend([], taken[[]], k=4)[0].shape == (0, 4)
+
+
+def test_similar_items_and_users(model):
+    for ask in (model.similar_items, model.similar_users):
+        ids, scores = ask(np.arange(20), k=10)
+        np.testing.assert_array_equal(ids[:, 0], np.arange(20))  # itself first
+        np.testing.assert_allclose(scores[:, 0], 1, atol=1e-6)
+        assert (ids % 2 == np.arange(20)[:, None] % 2).all()
+        assert ask(4, k=3)[0].tolist() == ask([4], k=3)[0][0].tolist()
+
+
+def test_blocks_change_nothing(model, taken, monkeypatch):
+    expected = model.recommend(np.arange(20), taken, k=12)
+    similar = model.similar_items(np.arange(20), k=12)
+    monkeypatch.setattr("sparse_embed.recommend.ranking._BLOCK", 3)
+    monkeypatch.setattr("sparse_embed.recommend.base._BLOCK", 7)
+    for one, other in [
+        (expected, model.recommend(np.arange(20), taken, k=12)),
+        (similar, model.similar_items(np.arange(20), k=12)),
+    ]:
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_users_and_items_nobody_knows():
+    """Items that nobody took are not recommended; a user without items gets the mean user's."""
+    matrix = np.zeros((12, 12))
+    matrix[:10, :10] = checkerboard(10).toarray()
+    model = make().fit(scipy.sparse.csr_array(matrix))
+    ids, _ = model.recommend([0, 11], k=12, filter_already_liked=False)
+    assert set(ids[0, :10].tolist()) == set(range(10))
+    assert (ids[:, 10:] == -1).all()
+    mean = model.users.lookup(range(10)).mean(axis=0)
+    _, scores = model.recommend([11], k=10, filter_already_liked=False)
+    expected = model.items.lookup(range(10)) @ np.append(mean, 1)
+    np.testing.assert_allclose(scores[0], np.sort(expected)[::-1], atol=1e-5)
+    with pytest.raises(ArgumentError, match="item_ids: 11 has no interaction"):
+        model.similar_items([3, 11])
+
+
+# ---- the same bits ------------------------------------------------------------------------------
+
+
+def digest(model: BPR) -> str:
+    rows = [table.lookup(range(table.num_embeddings)) for table in (model.users, model.items)]
+    return hashlib.sha256(b"".join(part.tobytes() for part in rows)).hexdigest()
+
+
+def test_same_seed_same_bits(model, taken, tmp_path):
+    again = make().fit(taken)
+    assert digest(again) == digest(model)
+    assert digest(make(seed=2).fit(taken)) != digest(model)
+    on_disk = make(path=tmp_path / "model").fit(taken)
+    assert digest(on_disk) == digest(model)
+    on_disk.close()
+    assert digest(BPR.load(tmp_path / "model")) == digest(model)
+
+
+def test_any_number_of_threads_same_bits():
+    rng = np.random.default_rng(0)
+    taken = scipy.sparse.csr_array(rng.random((500, 300)) < 0.05)
+    threads = se.get_num_threads()
+    digests, answers = set(), []
+    try:
+        for number in {1, threads}:
+            se.set_num_threads(number)
+            model = make(embedding_dim=24, epochs=3, batch_size=2000).fit(taken)
+            digests.add(digest(model))
+            answers.append(model.recommend(np.arange(500), taken, k=20))
+    finally:
+        se.set_num_threads(threads)
+    assert len(digests) == 1
+    for ids, scores in answers[1:]:
+        np.testing.assert_array_equal(ids, answers[0][0])
+        np.testing.assert_array_equal(scores, answers[0][1])
+
+
+# ---- on disk ------------------------------------------------------------------------------------
+
+
+def test_save_and_load(model, taken, tmp_path):
+    expected = model.recommend(np.arange(20), taken, k=5)
+    model.save(tmp_path / "memory")  # fitted in memory
+    on_disk = make(path=tmp_path / "fitted").fit(taken)
+    on_disk.save(tmp_path / "copy")
+    on_disk.close()
+    for name in ("memory", "fitted", "copy"):
+        with BPR.load(tmp_path / name) as loaded:
+            for found, wanted in zip(
+                loaded.recommend(np.arange(20), taken, k=5), expected, strict=True
+            ):
+                np.testing.assert_array_equal(found, wanted)
+            assert loaded.embedding_dim == 8
+            assert loaded.regularization == model.regularization
+            assert loaded.optimizer == model.optimizer
+            assert loaded.seed == 1
+
+
+def test_every_epoch_is_a_commit(taken, tmp_path):
+    with make(path=tmp_path / "model", epochs=3).fit(taken) as fitted:
+        assert fitted.store.last_commit == 3
+        assert fitted.store.metadata["epochs_done"] == 3
+    assert np.load(tmp_path / "model" / "users.npy", mmap_mode="r")["weight"].shape == (20, 8)
+
+
+def test_interrupted_fit_keeps_the_last_epoch(taken, tmp_path):
+    def stop(at):
+        if at.epoch == 3:
+            raise KeyboardInterrupt
+
+    fitted = make(path=tmp_path / "model")
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(taken, progress=stop)
+    assert fitted.store.metadata["epochs_done"] == 2
+    before = digest(fitted)
+    fitted.recommend([0], taken[[0]], k=1)
+    fitted.close()
+    with BPR.load(tmp_path / "model") as loaded:
+        assert digest(loaded) == before
+    in_memory = make()
+    with pytest.raises(KeyboardInterrupt):
+        in_memory.fit(taken, progress=stop)
+    with pytest.raises(NotFittedError):
+        in_memory.recommend([0], taken[[0]])
+
+
+def test_fit_again_starts_over(taken, tmp_path):
+    fitted = make(path=tmp_path / "model").fit(taken)
+    first = digest(fitted)
+    assert digest(fitted.fit(taken)) == first
+    assert fitted.recommend([0], taken[[0]], k=1)[0] == [[0]]
+    fitted.close()
+
+
+def test_fit_does_not_overwrite_a_loaded_model(model, taken, tmp_path):
+    model.save(tmp_path / "model")
+    with BPR.load(tmp_path / "model") as loaded:
+        before = digest(loaded)
+        with pytest.raises(StoreError):
+            loaded.fit(taken)
+        assert digest(loaded) == before
+
+
+def test_fit_after_a_fit_that_came_to_nothing(taken, tmp_path):
+    def stop(at):
+        raise KeyboardInterrupt
+
+    fitted = make(path=tmp_path / "model")
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(taken, progress=stop)
+    with pytest.raises(NotFittedError):
+        fitted.recommend([0], taken[[0]])
+    with fitted.fit(taken):
+        assert fitted.recommend([0], taken[[0]], k=1)[0] == [[0]]
+
+
+def test_progress_may_ask_the_model(taken):
+    """Rows trained after the question count in the next answer."""
+    known = []
+
+    def ask(at):
+        ids, _ = model.recommend([0], k=20, filter_already_liked=False)
+        known.append(int((ids >= 0).sum()))
+
+    model = make(epochs=1, batch_size=10)
+    model.fit(taken, ask)
+    assert known[0] < 20
+    assert known[-1] == 20
+
+
+def test_a_path_that_is_taken_is_left_alone(taken, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("precious")
+    with pytest.raises(StoreError):
+        make(path=tmp_path / "model").fit(taken)
+    assert (tmp_path / "model" / "mine.txt").read_text() == "precious"
+
+
+def test_load_refuses_other_stores(tmp_path):
+    with pytest.raises(NotAStoreError):
+        BPR.load(tmp_path / "nothing")
+    described = {"name": "BPR", "embedding_dim": 2, "epochs": 1, "batch_size": 1, "seed": 0}
+    for number, (columns, model, said) in enumerate(
+        [
+            (3, None, "expected a BPR model"),
+            (3, ["BPR"], "expected a BPR model"),
+            (3, described | {"name": "ALS"}, "found a store of ALS"),
+            (2, described, "items with one more"),
+            (3, described | {"embedding_dim": "2"}, "items with one more"),
+            (3, described | {"colour": "red"}, "does not describe a BPR"),
+            (3, described | {"epochs": 0}, "does not describe a BPR"),
+        ]
+    ):
+        path = tmp_path / str(number)
+        with se.Store.create(path) as store:
+            store.create_table("users", num_embeddings=4, embedding_dim=2, optimizer=se.SGD(0.1))
+            store.create_table("items", num_embeddings=4, embedding_dim=columns)
+            if model is not None:
+                store.metadata["model"] = model
+        with pytest.raises(NotAStoreError, match=said):
+            BPR.load(path)
+
+
+# ---- progress and refusals ----------------------------------------------------------------------
+
+
+def test_progress(taken):
+    seen = []
+    make(epochs=2, batch_size=100).fit(taken, progress=seen.append)
+    assert [at.epoch for at in seen] == [1, 1, 2, 2]
+    assert seen[-1].done == seen[-1].total == 2 * taken.nnz
+    assert seen[-1].loss < seen[0].loss < 0.7
+
+
+def test_metadata_is_json(model):
+    assert json.loads(json.dumps(model.store.metadata))["model"]["name"] == "BPR"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"embedding_dim": 0}, "embedding_dim: expected at least 1"),
+        ({"embedding_dim": 8.0}, "embedding_dim: expected an integer"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"seed": -1}, "seed"),
+        ({"regularization": -0.1}, "regularization"),
+        ({"regularization": float("nan")}, "regularization"),
+        ({"negative_power": "much"}, "negative_power"),
+        ({"lr": 0.1, "optimizer": se.SGD(0.1)}, "lr: give it"),
+        ({"lr": -1.0}, "lr"),
+    ],
+)
+def test_bad_arguments(arguments, said):
+    with pytest.raises(ArgumentError, match=said):
+        make(**arguments)
+
+
+def test_not_fitted(taken):
+    for ask in (
+        lambda: make().recommend([0], taken[[0]]),
+        lambda: make().similar_items(0),
+        lambda: make().save("nowhere"),
+        lambda: make().users,
+    ):
+        with pytest.raises(NotFittedError, match="call fit first"):
+            ask()
+
+
+def test_bad_questions(model, taken):
+    for ids in ([20], [-1], np.array([0, 99])):
+        with pytest.raises(IndexRangeError, match="user_ids: expected 0 to 19"):
+            model.recommend(ids, taken[np.zeros(len(ids), int)])
+    with pytest.raises(ArgumentError, match="user_ids: expected integers"):
+        model.recommend([0.5], taken[[0]])
+    with pytest.raises(ArgumentError, match="user_ids: expected shape"):
+        model.recommend([[0]], taken[[0]])
+    with pytest.raises(ArgumentError, match="user_items: expected the users' rows"):
+        model.recommend([0])
+    with pytest.raises(ArgumentError, match=r"user_items: expected shape \(1, 20\)"):
+        model.recommend([0], taken)
+    with pytest.raises(ArgumentError, match="k: expected at most 20"):
+        model.recommend([0], taken[[0]], k=21)
+    with pytest.raises(ArgumentError, match="k: expected at least 1"):
+        model.similar_items([0], k=0)
+
+
+def test_divergence_is_named(taken):
+    with pytest.raises(ArgumentError, match="smaller learning rate"):
+        make(optimizer=se.SGD(lr=1e30)).fit(taken)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [se.SGD(0.5), se.Adagrad(0.1), se.RowWiseAdagrad(0.1), se.RowWiseAdam(0.01)]
+)
+def test_every_optimizer_learns(optimizer, taken):
+    model = make(optimizer=optimizer).fit(taken)
+    ids, _ = model.recommend(np.arange(20), taken, k=1)
+    assert (ids[:, 0] % 2 == np.arange(20) % 2).mean() > 0.9

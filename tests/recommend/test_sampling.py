@@ -1,0 +1,138 @@
+"""What the sampler promises: every interaction once an epoch, never a taken item, counter-based."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from sparse_embed.errors import ArgumentError
+from sparse_embed.kernels.bpr import permute, skip_taken
+from sparse_embed.recommend.sampling import Interactions, TripletSampler, as_interactions
+
+
+@pytest.fixture(scope="module")
+def taken() -> np.ndarray:
+    """(60 users, 40 items) booleans; user 0 took all items but one, user 1 none, user 2 all."""
+    matrix = np.random.default_rng(3).random((60, 40)) < 0.2
+    matrix[0] = True
+    matrix[0, 17] = False
+    matrix[1] = False
+    matrix[2] = True
+    matrix[3:, 5] = False  # only user 0 and 2 took item 5
+    return matrix
+
+
+def sampler(taken: np.ndarray, seed: int = 0, power: float = 0.5) -> TripletSampler:
+    return TripletSampler(Interactions.from_csr(scipy.sparse.csr_array(taken)), seed, power)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
+def test_each_interaction_once_and_no_taken_item(taken, power):
+    number = int(taken.sum() - taken[2].sum())  # a user who took everything teaches nothing
+    users, items = sampler(taken, power=power).sample(0, 0, number)
+    positive, negative = items[:number], items[number:]
+    assert taken[users, positive].all()
+    assert not taken[users, negative].any()
+    assert len(set(zip(users.tolist(), positive.tolist(), strict=True))) == number
+    assert (negative[users == 0] == 17).all()
+
+
+def test_a_triplet_depends_on_its_number_alone(taken):
+    whole_users, whole_items = sampler(taken).sample(4, 0, 300)
+    for start, stop in [(0, 300), (0, 7), (7, 300), (299, 300), (41, 41)]:
+        users, items = sampler(taken).sample(4, start, stop)
+        np.testing.assert_array_equal(users, whole_users[start:stop])
+        taken_items, others = whole_items[:300], whole_items[300:]
+        expected = np.concatenate([taken_items[start:stop], others[start:stop]])
+        np.testing.assert_array_equal(items, expected)
+
+
+def test_seeds_and_epochs_differ(taken):
+    draws = [sampler(taken, seed).sample(epoch, 0, 300) for seed in (0, 1) for epoch in (0, 1)]
+    orders = {users.tobytes() for users, _ in draws}
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_items_are_drawn_by_popularity_to_the_power(power):
+    # 64 items taken 1, 2, ... 64 times, by users of one item each; a user's own item is left out
+    # of 4,160 draws in 64, which the tolerance absorbs.
+    counts = np.arange(1, 65)
+    columns = np.repeat(np.arange(64), counts)
+    rows = np.arange(len(columns))
+    matrix = scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(rows), 64))
+    draw = TripletSampler(Interactions.from_csr(matrix), 0, power)
+    drawn = np.concatenate(
+        [draw.sample(epoch, 0, len(rows))[1][len(rows) :] for epoch in range(60)]
+    )
+    expected = counts.astype(float) ** power
+    expected *= len(drawn) / expected.sum()
+    found = np.bincount(drawn, minlength=64)
+    # Six standard deviations of a Poisson count, and the items left out.
+    assert (abs(found - expected) < 6 * np.sqrt(expected) + 0.04 * expected).all()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 17, 63, 64, 65, 1000])
+def test_permute_is_a_permutation(number):
+    half_bits = np.uint64(max(1, (number.bit_length() + 1) // 2))
+    with np.errstate(over="ignore"):  # uint64 wraps on purpose
+        places = [
+            int(permute(np.uint64(t), np.uint64(number), half_bits, np.uint64(99)))
+            for t in range(number)
+        ]
+    assert sorted(places) == list(range(number))
+
+
+def test_skip_taken_counts_what_is_left():
+    columns = np.array([7, 7, 0, 2, 3, 9, 5])  # one user's are columns[2:6]
+    free = [1, 4, 5, 6, 7, 8, 10, 11]
+    assert [skip_taken(r, columns, 2, 6) for r in range(8)] == free
+    assert [skip_taken(r, columns, 2, 2) for r in range(3)] == [0, 1, 2]
+
+
+def test_catalogue_is_what_somebody_took():
+    matrix = scipy.sparse.csr_array(
+        (np.ones(4), ([0, 0, 1, 1], [2**29, 7, 7, 2**30])), shape=(2, 2**31 - 1)
+    )
+    data = Interactions.from_csr(matrix)
+    np.testing.assert_array_equal(data.catalogue, [7, 2**29, 2**30])
+    assert len(data) == 4
+
+
+def test_input_is_not_changed():
+    data, columns, indptr = np.array([1.0, 0.0, 2.0]), np.array([2, 0, 2]), np.array([0, 3])
+    matrix = scipy.sparse.csr_array((data, columns, indptr), shape=(1, 3))
+    clean = as_interactions(matrix)
+    assert clean.nnz == 1
+    np.testing.assert_array_equal(matrix.indices, [2, 0, 2])
+    np.testing.assert_array_equal(matrix.data, [1, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "said"),
+    [
+        (np.eye(3), "scipy.sparse CSR"),
+        ([[1]], "scipy.sparse CSR"),
+        (scipy.sparse.csr_array(np.array([[1, np.nan]])), "NaN"),
+        (scipy.sparse.csr_array(np.array([[1, np.inf]])), "infinity"),
+        (scipy.sparse.csr_array(np.array([[1, -1]])), "-1"),
+        (scipy.sparse.csr_array(np.array([[1j, 0]])), "complex"),
+        (scipy.sparse.csr_array((3, 3)), "no interactions"),
+        (scipy.sparse.csr_array((0, 3)), "no interactions"),
+        (scipy.sparse.csr_array(np.zeros((2, 2))), "no interactions"),
+        (scipy.sparse.csr_array(np.ones((2, 3))), "every user took every item"),
+        (scipy.sparse.coo_array(np.ones(3)), "two dimensions"),
+    ],
+)
+def test_bad_matrices_are_refused(matrix, said):
+    with pytest.raises(ArgumentError, match=said) as raised:
+        Interactions.from_csr(matrix)
+    assert "user_items" in str(raised.value)
+
+
+@pytest.mark.parametrize("form", ["csr_matrix", "csc_array", "coo_array", "lil_matrix"])
+def test_other_sparse_forms_are_converted(taken, form):
+    matrix = getattr(scipy.sparse, form)(taken)
+    expected = Interactions.from_csr(scipy.sparse.csr_array(taken))
+    np.testing.assert_array_equal(Interactions.from_csr(matrix).columns, expected.columns)
