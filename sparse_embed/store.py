@@ -168,7 +168,7 @@ class Store:
         fold.fold_now(self._core)
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
-        """Copy the last commit to a new store at `path`."""
+        """Copy the last commit to a new store at `path`; the present state of one in memory."""
         inspect.snapshot(self._core, Path(path))
 
     def refresh(self) -> int:

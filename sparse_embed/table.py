@@ -750,7 +750,10 @@ class EmbeddingTable:
         fold.fold_now(self._core)
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
-        """Copy the last commit to a new store at `path`; training may go on from either."""
+        """Copy the last commit to a new store at `path`; training may go on from either.
+
+        Of a store in memory, which keeps no commits, the present state is copied.
+        """
         inspect.snapshot(self._core, Path(path))
 
     def close(self, checkpoint: bool = True) -> None:

@@ -184,7 +184,7 @@ def test_closing_with_changes_is_logged(tmp_path, caplog):
     store.close()
 
 
-def test_memory_store_has_no_rollback():
+def test_memory_store_has_no_rollback(tmp_path):
     store = se.Store.create(None)
     fill(store)
     touch(store, 1)
@@ -192,9 +192,11 @@ def test_memory_store_has_no_rollback():
     assert store.commit(wait=False).wait() == 2
     with pytest.raises(se.StoreError, match="memory"):
         store.rollback()
-    with pytest.raises(se.StoreError, match="memory"):
-        store.snapshot("x")
     store.checkpoint()
+    now = picture(store)
+    store.snapshot(tmp_path / "copy")
+    with se.Store.open(tmp_path / "copy", "r") as copy:
+        assert picture(copy) == now
     store.close()
 
 

@@ -24,7 +24,7 @@ from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError, NotAStoreError, SparseEmbedError
 from sparse_embed.initializers import Initializer
 from sparse_embed.optim import Optimizer
-from sparse_embed.recommend.model_store import copy_vectors, create_store, read_description
+from sparse_embed.recommend.model_store import create_store, read_description
 from sparse_embed.recommend.ranking import Ranked, as_ids, contains, joined, rank, unit
 from sparse_embed.recommend.sampling import Interactions, as_interactions
 from sparse_embed.store import Store
@@ -355,18 +355,14 @@ class FactorModel(ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a new store, which `load` opens.
 
-        A model that was fitted with a `path` is on disk already; this copies its last commit,
-        optimizer state included.  A model in memory saves its vectors, not the optimizer's state.
+        A model that was fitted with a `path` is on disk already; this copies its last commit.
+        Optimizer state is copied too.
 
         Raises:
             NotFittedError: before `fit`.
             StoreError: `path` exists or cannot be written.
         """
-        if self.store.path is not None:
-            self.store.snapshot(path)
-        else:
-            trained = {name: self._trained_rows(name) for name in self.store.tables}
-            copy_vectors(self.store, trained, path)
+        self.store.snapshot(path)
 
     @classmethod
     def load(

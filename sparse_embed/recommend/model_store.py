@@ -6,17 +6,13 @@ metadata  {"model": {"name", "embedding_dim", "epochs", "batch_size", "seed", ..
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from sparse_embed._typing import IndexArray
 from sparse_embed.errors import NotAStoreError
 from sparse_embed.initializers import Initializer
 from sparse_embed.optim import Optimizer
 from sparse_embed.store import Store
-
-_BLOCK = 1 << 16  # rows copied at a time
 
 
 def create_store(
@@ -51,27 +47,6 @@ def create_store(
     store.metadata["model"] = dict(description)
     store.metadata["epochs_done"] = 0
     return store
-
-
-def copy_vectors(
-    source: Store, trained: Mapping[str, IndexArray], path: str | os.PathLike[str]
-) -> None:
-    """Write a store in memory to `path`: vectors, arrays, metadata; not the optimizer's state."""
-    with Store.create(path, metadata=source.metadata) as target:
-        for name, table in source.tables.items():
-            copy = target.create_table(
-                name,
-                num_embeddings=table.num_embeddings,
-                embedding_dim=table.embedding_dim,
-                init=table.init,
-                optimizer=table.optimizer,
-                seed=table.seed,
-            )
-            for start in range(0, len(trained[name]), _BLOCK):
-                rows = trained[name][start : start + _BLOCK]
-                copy.assign(rows, table.lookup(rows))
-        for name, array in source.arrays.items():
-            target.arrays[name] = array
 
 
 def read_description(store: Store, name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparse_embed.errors import CorruptStoreError, StoreError
+from sparse_embed.errors import CorruptStoreError
 from sparse_embed.storage import checkpoint, files, lock, manifest
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.fold import finish_fold
@@ -16,6 +16,8 @@ from sparse_embed.storage.journal import Frame, Journal
 from sparse_embed.storage.manifest import file_name
 from sparse_embed.storage.opening import create_store, destroy
 from sparse_embed.storage.store import StoreCore, copy_metadata
+
+_ROWS = 1 << 10  # copied at a time; every table can hold that many in memory
 
 
 def info(core: StoreCore) -> dict[str, Any]:
@@ -99,22 +101,40 @@ def _rescan(core: StoreCore, now: manifest.Manifest) -> list[Frame]:
 
 
 def snapshot(core: StoreCore, path: Path) -> None:
-    """A copy of the last commit as a store of its own, folded, without a journal."""
+    """A copy of the last commit as a store of its own, folded, without a journal.
+
+    Of a store in memory, which keeps no commits, the present state, as commit 1.
+    """
     with core.using(write=False):
-        if core.directory is None or core.journal is None:
-            raise StoreError(errno.ENOTSUP, "a store in memory (path=None) has no files to copy")
         core.finish_flight(wait=True)
         finish_fold(core, wait=True)
-        target = create_store(path, copy_metadata(core.committed.metadata), overwrite=False)
+        on_disk = core.directory is not None
+        facts = core.committed.metadata if on_disk else core.metadata
+        target = create_store(path, copy_metadata(facts), overwrite=False)
         try:
-            _copy_into(core, target)
+            if on_disk:
+                _copy_files(core, target)
+            else:
+                _copy_memory(core, target)
         except BaseException:
-            destroy(target)
+            destroy(target, core.manifest.tables)
             raise
-        target.close(checkpoint_first=False)
+        target.close(checkpoint_first=not on_disk)
 
 
-def _copy_into(core: StoreCore, target: StoreCore) -> None:
+def _copy_memory(core: StoreCore, target: StoreCore) -> None:
+    for name, table in core.tables.items():
+        copy = target.add_table(name, table.entry, table.lr, None)
+        copy.step = table.step
+        written = table.rows.written()
+        for begin in range(0, written.size, _ROWS):
+            part = written[begin : begin + _ROWS]
+            copy.rows.write(part, table.rows.read(part))
+    target.arrays = {name: array.copy() for name, array in core.arrays.items()}
+    target.commit(wait=True)
+
+
+def _copy_files(core: StoreCore, target: StoreCore) -> None:
     assert core.journal is not None and target.directory is not None
     source = checkpoint.Source.of(core.journal, core.frames)
     for name, table in core.tables.items():
