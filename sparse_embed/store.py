@@ -14,11 +14,7 @@ from sparse_embed._typing import AnyArray
 from sparse_embed.commit import Commit
 from sparse_embed.errors import ArgumentError
 from sparse_embed.initializers import Initializer
-from sparse_embed.optim import Optimizer
-from sparse_embed.storage import fold, inspect, opening
-from sparse_embed.storage.store import StoreCore
-from sparse_embed.table import (
-    EmbeddingTable,
+from sparse_embed.making import (
     check_cache,
     check_table_name,
     create_core,
@@ -26,6 +22,10 @@ from sparse_embed.table import (
     open_core,
     table_info,
 )
+from sparse_embed.optim import Optimizer
+from sparse_embed.storage import fold, inspect, opening
+from sparse_embed.storage.store import StoreCore
+from sparse_embed.table import EmbeddingTable
 
 
 class Arrays(MutableMapping[str, AnyArray]):

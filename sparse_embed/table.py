@@ -15,22 +15,23 @@ from sparse_embed import _validate, export, nearest, ops
 from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.batch import Batch, make_batch
 from sparse_embed.commit import Commit
-from sparse_embed.errors import (
-    ArgumentError,
-    CorruptStoreError,
-    MissingExtraError,
-    StoreError,
-    UnsupportedVersionError,
+from sparse_embed.errors import ArgumentError, StoreError
+from sparse_embed.execution import Execution, coefficients
+from sparse_embed.initializers import Initializer
+from sparse_embed.making import (
+    check_cache,
+    check_device,
+    create_core,
+    make_entry,
+    open_core,
+    table_info,
 )
-from sparse_embed.initializers import Initializer, Uniform, initializer_from_dict
-from sparse_embed.optim import Optimizer, check_lr, optimizer_from_dict
+from sparse_embed.optim import Optimizer, check_lr
 from sparse_embed.sparse_grad import SparseGrad
 from sparse_embed.storage import fold, inspect, opening
-from sparse_embed.storage.manifest import TableEntry, is_table_name
-from sparse_embed.storage.store import StoreCore, TableCore, copy_metadata
+from sparse_embed.storage.store import StoreCore, TableCore
 
 _ONE_TABLE = "rows"
-_BLOCK_BYTES = 16 << 20
 
 
 class EmbeddingTable:
@@ -47,23 +48,7 @@ class EmbeddingTable:
         """Used by create, open and Store; not public."""
         self._core = core
         self._name = name
-        entry = core.tables[name].entry
-        try:
-            self._init: Initializer = initializer_from_dict(entry.init)
-            self._optimizer: Optimizer | None = (
-                None if entry.optimizer is None else optimizer_from_dict(entry.optimizer)
-            )
-        except ArgumentError as error:
-            raise UnsupportedVersionError(
-                errno.ENOTSUP,
-                f"table {name!r}: this package does not know its init or optimizer ({error})",
-            ) from None
-        fields = self._optimizer.state_fields(entry.embedding_dim) if self._optimizer else ()
-        if tuple((field.name, field.lanes) for field in fields) != entry.fields:
-            raise CorruptStoreError(
-                errno.EINVAL,
-                f"table {name!r}: its records hold {entry.fields}, its optimizer needs {fields}",
-            )
+        self._run = Execution(core, name)
 
     # ---- making and opening ---------------------------------------------------------------------
 
@@ -185,7 +170,7 @@ class EmbeddingTable:
     @property
     def init(self) -> Initializer:
         """What rows hold that were never trained."""
-        return self._init
+        return self._run.init
 
     @property
     def seed(self) -> int:
@@ -195,7 +180,7 @@ class EmbeddingTable:
     @property
     def optimizer(self) -> Optimizer | None:
         """The optimizer's description, as given at creation."""
-        return self._optimizer
+        return self._run.optimizer
 
     @property
     def lr(self) -> float:
@@ -232,7 +217,7 @@ class EmbeddingTable:
         where = "in memory" if self.path is None else repr(str(self.path))
         return (
             f"EmbeddingTable({where}, num_embeddings={self.num_embeddings}, "
-            f"embedding_dim={self.embedding_dim}, optimizer={self._optimizer!r}, step={self.step})"
+            f"embedding_dim={self.embedding_dim}, optimizer={self.optimizer!r}, step={self.step})"
         )
 
     # ---- reading --------------------------------------------------------------------------------
@@ -280,7 +265,7 @@ class EmbeddingTable:
             indices, offsets, mode, per_sample_weights, padding_idx, include_last_offset
         )
         with self._core.using(write=False):
-            result = self._lookup(batch)
+            result = self._run.lookup(batch)
         return result.reshape(*batch.lead, self.embedding_dim)
 
     def _batch(
@@ -302,63 +287,6 @@ class EmbeddingTable:
             include_last_offset,
         )
 
-    def _records(self) -> ops.Records:
-        resident = self._table.rows.resident
-        return ops.Records(
-            resident.records, resident.flags, self.embedding_dim, self._init, self.seed
-        )
-
-    def _loose(self, records: FloatArray) -> ops.Records:
-        """Records that are a copy, not resident."""
-        flags = np.zeros(len(records), np.uint8)
-        return ops.Records(records, flags, self.embedding_dim, self._init, self.seed)
-
-    def _lookup(self, batch: Batch) -> FloatArray:
-        rows = batch.rows
-        slots = self._table.rows.resident.slots(rows)
-        if slots is not None:
-            return self._lookup_in(self._records(), batch.slots(slots), batch)
-        out = np.empty((batch.num_bags, self.embedding_dim), np.float32)
-        for first, last in self._pieces(batch):
-            part = batch.part(first, last)
-            unique, inverse = np.unique(part.rows, return_inverse=True)
-            loose = self._loose(self._table.rows.read(unique))
-            out[first:last] = self._lookup_in(loose, part.slots(inverse.astype(np.int64)), part)
-        return out
-
-    def _pieces(self, batch: Batch) -> list[tuple[int, int]]:
-        """Split a batch that does not fit the cache: ranges of bags of bounded size."""
-        step = max(1, _BLOCK_BYTES // self._table.rows.layout.record_bytes)
-        if batch.offsets is None:
-            return [(i, min(i + step, batch.num_bags)) for i in range(0, batch.num_bags, step)]
-        pieces, first = [], 0
-        while first < batch.num_bags:
-            reach = int(batch.offsets[first]) + step
-            last = int(np.searchsorted(batch.offsets, reach, side="right")) - 1
-            last = min(max(last, first + 1), batch.num_bags)
-            pieces.append((first, last))
-            first = last
-        return pieces
-
-    @staticmethod
-    def _lookup_in(records: ops.Records, slots: IndexArray, batch: Batch) -> FloatArray:
-        if batch.offsets is None or batch.mode is None:
-            return ops.lookup(records, slots, batch.indices, batch.padding)
-        return ops.lookup_bags(
-            records,
-            slots,
-            batch.indices,
-            batch.offsets,
-            batch.weights,
-            batch.mode,
-            batch.padding,
-        )
-
-    def _weights_of(self, rows: IndexArray) -> FloatArray:
-        """Weights of rows without bringing them into the cache."""
-        loose = self._loose(self._table.rows.read(rows))
-        return ops.lookup(loose, np.arange(len(rows)), rows, ops.NO_PADDING)
-
     def state(self, indices: object) -> dict[str, FloatArray]:
         """The optimizer's state of some rows, as it lies in their records.
 
@@ -369,25 +297,9 @@ class EmbeddingTable:
             field name -> (n, lanes) float32, e.g. "exp_avg" (n, D); the initial value for rows
             never trained.  Empty without an optimizer.
         """
-        rows = _validate.as_indices(indices, self.num_embeddings)
-        if rows.ndim != 1:
-            raise ArgumentError(f"indices: expected shape (n,), got {rows.shape}")
-        if self._optimizer is None:
-            return {}
+        rows = self._row_list(indices)
         with self._core.using(write=False):
-            data = self._read_many(rows)
-        virgin = data.view(np.uint32)[:, 0] == 0
-        found: dict[str, FloatArray] = {}
-        for field in self._optimizer.state_fields(self.embedding_dim):
-            at = self._table.rows.layout.offset_of(field.name)
-            values = data[:, at : at + field.lanes].copy()
-            values[virgin] = np.float32(field.fill)
-            found[field.name] = values
-        return found
-
-    def _read_many(self, rows: IndexArray) -> FloatArray:
-        unique, inverse = np.unique(rows, return_inverse=True)
-        return self._table.rows.read(unique)[inverse]
+            return self._run.state(rows)
 
     def trained_indices(self) -> IndexArray:
         """Sorted row numbers of all rows that were ever written, and not reset since: (n,) int64.
@@ -428,7 +340,7 @@ class EmbeddingTable:
         metric = _validate.as_metric(metric)
         chosen = self._choose(rows)
         with self._core.using(write=False):
-            indices, scores = nearest.search(matrix, count, metric, chosen, self._weights_of)
+            indices, scores = nearest.search(matrix, count, metric, chosen, self._run.weights_of)
         return (indices[0], scores[0]) if single else (indices, scores)
 
     def _choose(self, rows: object) -> IndexArray | range:
@@ -477,33 +389,7 @@ class EmbeddingTable:
         )
         upstream = self._grad(grad, batch, check_finite)
         with self._core.using(write=True):
-            argmax = self._argmax(batch)
-            merged = ops.merge(batch.indices, batch.padding)
-            coefficients = _coefficients(batch)
-            table = self._table
-            step, lr = table.step + 1, table.lr
-            resident = table.rows.resident
-            pieces = self._split(merged.indices)
-            first = resident.slots(merged.indices[slice(*pieces[0])]) if pieces else None
-            with self._core.step():
-                for i, (u0, u1) in enumerate(pieces):
-                    slots = first if i == 0 else resident.slots(merged.indices[u0:u1])
-                    if slots is None:
-                        raise MemoryError("resident rows do not fit the cache")
-                    ops.update(
-                        self._records(),
-                        slots,
-                        merged,
-                        u0,
-                        u1,
-                        coefficients,
-                        upstream,
-                        argmax,
-                        optimizer,
-                        step,
-                        lr,
-                    )
-                table.step = step
+            self._run.update(batch, upstream, optimizer)
 
     def backward(
         self,
@@ -528,9 +414,9 @@ class EmbeddingTable:
         )
         upstream = self._grad(grad, batch, check_finite)
         with self._core.using(write=False):
-            argmax = self._argmax(batch)
+            argmax = self._run.argmax(batch)
         merged = ops.merge(batch.indices, batch.padding)
-        values = ops.backward(merged, _coefficients(batch), upstream, argmax)
+        values = ops.backward(merged, coefficients(batch), upstream, argmax)
         return SparseGrad(merged.indices, values, self.num_embeddings)
 
     def apply(self, grad: SparseGrad) -> None:
@@ -548,19 +434,7 @@ class EmbeddingTable:
                 f"({self.num_embeddings}, {self.embedding_dim})"
             )
         with self._core.using(write=True):
-            table = self._table
-            step, lr = table.step + 1, table.lr
-            resident = table.rows.resident
-            pieces = self._split(grad.indices)
-            first = resident.slots(grad.indices[slice(*pieces[0])]) if pieces else None
-            with self._core.step():
-                for i, (u0, u1) in enumerate(pieces):
-                    rows = grad.indices[u0:u1]
-                    slots = first if i == 0 else resident.slots(rows)
-                    if slots is None:
-                        raise MemoryError("resident rows do not fit the cache")
-                    ops.apply(self._records(), slots, rows, grad.values[u0:u1], optimizer, step, lr)
-                table.step = step
+            self._run.apply(grad.indices, grad.values, optimizer)
 
     def per_sample_weights_grad(
         self,
@@ -593,62 +467,26 @@ class EmbeddingTable:
         if batch.mode == "max":
             raise ArgumentError('mode: "max" takes no per_sample_weights')
         upstream = self._grad(grad, batch, check_finite)
-        bag_ids = _coefficients(batch).bag_ids
         with self._core.using(write=False):
-            slots = self._table.rows.resident.slots(batch.rows)
-            if slots is not None:
-                records, where = self._records(), batch.slots(slots)
-            else:
-                unique, inverse = np.unique(batch.rows, return_inverse=True)
-                records = self._loose(self._table.rows.read(unique))
-                where = batch.slots(inverse.astype(np.int64))
-            dots = ops.dots(records, where, batch.indices, upstream, bag_ids, batch.padding)
+            dots = self._run.dots(batch, upstream)
         result = ops.weights_grad(
             dots, batch.indices, batch.offsets, batch.weights, str(batch.mode), batch.padding
         )
         return result.reshape(np.asarray(indices).shape)
 
     def _need_optimizer(self) -> Optimizer:
-        if self._optimizer is None:
+        optimizer = self._run.optimizer
+        if optimizer is None:
             raise ArgumentError(
                 "optimizer: this table was created without one, so it cannot be trained; "
                 "use assign(), or create it with an optimizer"
             )
-        return self._optimizer
+        return optimizer
 
     def _grad(self, grad: object, batch: Batch, check_finite: bool) -> FloatArray:
         shape = (*batch.lead, self.embedding_dim)
         checked = _validate.as_grad(grad, shape, check_finite=check_finite)
         return checked.reshape(batch.num_bags, self.embedding_dim)
-
-    def _argmax(self, batch: Batch) -> IndexArray | None:
-        """For mode "max": which position each column of each bag came from."""
-        if batch.mode != "max" or batch.offsets is None:
-            return None
-        slots = self._table.rows.resident.slots(batch.rows)
-        if slots is not None:
-            where = batch.slots(slots)
-            return ops.max_positions(
-                self._records(), where, batch.indices, batch.offsets, batch.padding
-            )
-        out = np.empty((batch.num_bags, self.embedding_dim), np.int64)
-        for first, last in self._pieces(batch):
-            part = batch.part(first, last)
-            assert part.offsets is not None
-            unique, inverse = np.unique(part.rows, return_inverse=True)
-            loose = self._loose(self._table.rows.read(unique))
-            where = part.slots(inverse.astype(np.int64))
-            found = ops.max_positions(loose, where, part.indices, part.offsets, part.padding)
-            out[first:last] = np.where(found < 0, -1, found + int(batch.offsets[first]))
-        return out
-
-    def _split(self, rows: IndexArray) -> list[tuple[int, int]]:
-        """Ranges of unique rows, each of which fits the cache."""
-        resident = self._table.rows.resident
-        resident.trim()
-        capacity = resident.capacity
-        step = len(rows) if len(rows) <= capacity else max(1, capacity // 2)
-        return [(u0, min(u0 + step, len(rows))) for u0 in range(0, len(rows), step or 1)]
 
     # ---- setting rows ---------------------------------------------------------------------------
 
@@ -673,27 +511,12 @@ class EmbeddingTable:
         if len(np.unique(rows)) != len(rows):
             raise ArgumentError("indices: expected distinct row numbers, got repeated ones")
         weights = _validate.as_grad(values, (len(rows), self.embedding_dim), name="values")
-        fields = self._optimizer.state_fields(self.embedding_dim) if self._optimizer else ()
         given = self._given_state(state, len(rows))
-        with self._core.using(write=True), self._core.step():
-            for u0, u1 in self._split(rows):
-                part = rows[u0:u1]
-                data = self._read_many(part)
-                virgin = data.view(np.uint32)[:, 0] == 0
-                data[:, : self.embedding_dim] = weights[u0:u1]
-                for field in fields:
-                    at = self._table.rows.layout.offset_of(field.name)
-                    lanes = data[:, at : at + field.lanes]
-                    lanes[virgin] = np.float32(field.fill)
-                    if field.name in given:
-                        lanes[:] = given[field.name][u0:u1]
-                zero = data.view(np.uint32)[:, 0] == 0
-                data[zero, 0] = np.float32(-0.0)  # +0.0 would say "never written"
-                self._table.rows.write(part, data)
+        with self._core.using(write=True):
+            self._run.assign(rows, weights, given)
 
     def _given_state(self, state: Mapping[str, object] | None, n: int) -> dict[str, FloatArray]:
-        fields = self._optimizer.state_fields(self.embedding_dim) if self._optimizer else ()
-        lanes = {field.name: field.lanes for field in fields}
+        lanes = {field.name: field.lanes for field in self._run.state_fields}
         given: dict[str, FloatArray] = {}
         for name, values in (state or {}).items():
             if name not in lanes:
@@ -710,10 +533,8 @@ class EmbeddingTable:
     def reset(self, indices: object) -> None:
         """Make rows untrained again: their weights are `init`'s, their optimizer state is fresh."""
         rows = np.unique(self._row_list(indices))
-        lanes = self._table.rows.layout.lanes
-        with self._core.using(write=True), self._core.step():
-            for u0, u1 in self._split(rows):
-                self._table.rows.write(rows[u0:u1], np.zeros((u1 - u0, lanes), np.float32))
+        with self._core.using(write=True):
+            self._run.reset(rows)
 
     def prefetch(self, indices: object, *, padding_idx: int | None = None) -> None:
         """Bring rows into the cache, as far as they fit, for the next batch to find."""
@@ -798,7 +619,7 @@ class EmbeddingTable:
         """
         chosen = self._choose(rows)
         with self._core.using(write=False):
-            return export.write(Path(path), chosen, self.embedding_dim, self._weights_of, names)
+            return export.write(Path(path), chosen, self.embedding_dim, self._run.weights_of, names)
 
     def __enter__(self) -> EmbeddingTable:
         return self
@@ -810,126 +631,3 @@ class EmbeddingTable:
         trace: TracebackType | None,
     ) -> None:
         self._core.leave(kind is None)
-
-
-def _coefficients(batch: Batch) -> ops.Coefficients:
-    return ops.bag_coefficients(
-        batch.indices, batch.offsets, batch.weights, batch.mode or "sum", batch.padding
-    )
-
-
-# ---- shared with Store ------------------------------------------------------------------------
-
-
-def make_entry(
-    num_embeddings: int,
-    embedding_dim: int,
-    dtype: str,
-    init: Initializer | None,
-    optimizer: Optimizer | None,
-    seed: int,
-    device: str,
-) -> TableEntry:
-    """Check the description of a new table."""
-    check_device(device)
-    rows = _validate.as_integer("num_embeddings", num_embeddings)
-    dim = _validate.as_integer("embedding_dim", embedding_dim)
-    if not 1 <= rows < 2**63:
-        raise ArgumentError(f"num_embeddings: expected 1 <= rows < 2^63, got {rows}")
-    if not 1 <= dim <= 65536:
-        raise ArgumentError(f"embedding_dim: expected 1 <= columns <= 65536, got {dim}")
-    if not isinstance(dtype, str | np.dtype | type) or np.dtype(dtype) != np.float32:
-        raise ArgumentError(f'dtype: expected "float32", got {dtype!r}')
-    start = Uniform(0.05) if init is None else init
-    if not isinstance(start, Initializer):
-        raise ArgumentError(f"init: expected Uniform, Normal or Zeros, got {init!r}")
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise ArgumentError(f"optimizer: expected SGD, LazyAdam, ... or None, got {optimizer!r}")
-    fields = optimizer.state_fields(dim) if optimizer is not None else ()
-    entry = TableEntry(
-        num_embeddings=rows,
-        embedding_dim=dim,
-        dtype="float32",
-        init=start.to_dict(),
-        seed=_validate.as_seed(seed),
-        optimizer=None if optimizer is None else optimizer.to_dict(),
-        fields=tuple((field.name, field.lanes) for field in fields),
-    )
-    entry.layout()
-    return entry
-
-
-def check_device(device: object) -> None:
-    """Only "cpu" so far."""
-    if device == "cpu":
-        return
-    if isinstance(device, str) and device.split(":")[0] == "cuda":
-        raise MissingExtraError('device: "cuda" is not supported by this version; use device="cpu"')
-    raise ArgumentError(f'device: expected "cpu", got {device!r}')
-
-
-def check_cache(cache_bytes: object) -> int | None:
-    """None, or a positive number of bytes."""
-    if cache_bytes is None:
-        return None
-    size = _validate.as_integer("cache_bytes", cache_bytes)
-    if size < 1:
-        raise ArgumentError(f"cache_bytes: expected at least 1, got {size}")
-    return size
-
-
-def check_table_name(name: object) -> str:
-    """A name that may be a file's."""
-    if not is_table_name(name):
-        raise ArgumentError(
-            "name: expected letters, digits, '_', '-' and '.', not starting with a dot or dash, "
-            f"at most 100 characters, got {name!r}"
-        )
-    return str(name)
-
-
-def create_core(
-    path: str | os.PathLike[str] | None, metadata: Mapping[str, Any] | None, overwrite: bool
-) -> StoreCore:
-    """A new, empty store."""
-    facts = copy_metadata(dict(metadata or {}))
-    if path is None:
-        return opening.in_memory(facts)
-    return opening.create_store(Path(path), facts, overwrite)
-
-
-def open_core(
-    path: str | os.PathLike[str],
-    mode: str,
-    at_commit: int | None,
-    cache: int | Mapping[str, int | None] | None,
-) -> StoreCore:
-    """An existing store with its tables."""
-    if mode not in ("r", "r+"):
-        raise ArgumentError(f'mode: expected "r+" or "r", got {mode!r}')
-    if at_commit is not None:
-        at_commit = _validate.as_integer("at_commit", at_commit)
-    core = opening.open_store(Path(path), mode, at_commit)
-    try:
-        core.attach_tables(cache)
-    except BaseException:
-        core.release()
-        raise
-    return core
-
-
-def table_info(table: TableCore) -> dict[str, Any]:
-    """Plain facts about a table."""
-    entry = table.entry
-    facts: dict[str, Any] = {
-        "num_embeddings": entry.num_embeddings,
-        "embedding_dim": entry.embedding_dim,
-        "dtype": entry.dtype,
-        "init": entry.init,
-        "seed": entry.seed,
-        "optimizer": entry.optimizer,
-        "lr": table.lr,
-        "step": table.step,
-        "record_bytes": table.rows.layout.record_bytes,
-    }
-    return facts | table.rows.info()

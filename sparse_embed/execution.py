@@ -1,0 +1,246 @@
+"""Checked batches on the rows of one table, whose cache may be smaller than a batch.
+
+Reads of a batch that does not fit go piece by piece through copies that are not kept; changes go by
+ranges of unique rows, each of which fits.  Either way the bits are those of one call.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from sparse_embed import ops
+from sparse_embed._typing import FloatArray, IndexArray
+from sparse_embed.batch import Batch
+from sparse_embed.errors import ArgumentError, CorruptStoreError, UnsupportedVersionError
+from sparse_embed.initializers import Initializer, initializer_from_dict
+from sparse_embed.optim import Optimizer, optimizer_from_dict
+from sparse_embed.storage.store import StoreCore, TableCore
+
+_BLOCK_BYTES = 16 << 20
+
+
+class Execution:
+    """What EmbeddingTable's methods do once their arguments are checked and the store is held."""
+
+    def __init__(self, core: StoreCore, name: str) -> None:
+        """Raises UnsupportedVersionError or CorruptStoreError when the entry in store.json does not
+        describe a table that this package can run."""
+        self._core = core
+        self._name = name
+        entry = core.tables[name].entry
+        self.dim = entry.embedding_dim
+        self.seed = entry.seed
+        try:
+            self.init: Initializer = initializer_from_dict(entry.init)
+            self.optimizer: Optimizer | None = (
+                None if entry.optimizer is None else optimizer_from_dict(entry.optimizer)
+            )
+        except ArgumentError as error:
+            raise UnsupportedVersionError(
+                errno.ENOTSUP,
+                f"table {name!r}: this package does not know its init or optimizer ({error})",
+            ) from None
+        self.state_fields = self.optimizer.state_fields(self.dim) if self.optimizer else ()
+        if tuple((field.name, field.lanes) for field in self.state_fields) != entry.fields:
+            raise CorruptStoreError(
+                errno.EINVAL,
+                f"table {name!r}: its records hold {entry.fields}, "
+                f"its optimizer needs {self.state_fields}",
+            )
+
+    @property
+    def table(self) -> TableCore:
+        """The table's place in storage (a reader's `refresh` replaces it)."""
+        return self._core.tables[self._name]
+
+    # ---- records --------------------------------------------------------------------------------
+
+    def _resident(self) -> ops.Records:
+        resident = self.table.rows.resident
+        return ops.Records(resident.records, resident.flags, self.dim, self.init, self.seed)
+
+    def _copies(self, rows: IndexArray) -> tuple[ops.Records, IndexArray]:
+        """Records of `rows` that are not kept in memory, and the slot of each row among them."""
+        unique, inverse = np.unique(rows, return_inverse=True)
+        records = self.table.rows.read(unique)
+        flags = np.zeros(len(records), np.uint8)
+        found = ops.Records(records, flags, self.dim, self.init, self.seed)
+        return found, inverse.astype(np.int64, copy=False)
+
+    def _reach(self, batch: Batch) -> tuple[ops.Records, IndexArray] | None:
+        """Records and slots by position when the batch fits the cache."""
+        slots = self.table.rows.resident.slots(batch.rows)
+        return None if slots is None else (self._resident(), batch.slots(slots))
+
+    def _reach_copies(self, batch: Batch) -> tuple[ops.Records, IndexArray]:
+        records, slots = self._copies(batch.rows)
+        return records, batch.slots(slots)
+
+    def _by_pieces(
+        self,
+        batch: Batch,
+        out: np.ndarray,
+        operation: Callable[[ops.Records, IndexArray, Batch, int], np.ndarray],
+    ) -> np.ndarray:
+        """out[bags] = operation(records, slots, part, position of the part's first index)."""
+        reached = self._reach(batch)
+        if reached is not None:
+            return operation(*reached, batch, 0)
+        step = max(1, _BLOCK_BYTES // self.table.rows.layout.record_bytes)
+        first = 0
+        while first < batch.num_bags:
+            begin, last = first, first + step
+            if batch.offsets is not None:
+                begin = int(batch.offsets[first])
+                last = int(np.searchsorted(batch.offsets, begin + step, side="right")) - 1
+            last = min(max(last, first + 1), batch.num_bags)
+            part = batch.part(first, last)
+            out[first:last] = operation(*self._reach_copies(part), part, begin)
+            first = last
+        return out
+
+    # ---- reading --------------------------------------------------------------------------------
+
+    def lookup(self, batch: Batch) -> FloatArray:
+        """(B, D) bags, or (L, D) rows of an unpooled batch."""
+        out = np.empty((batch.num_bags, self.dim), np.float32)
+        return self._by_pieces(batch, out, _lookup)
+
+    def argmax(self, batch: Batch) -> IndexArray | None:
+        """For mode "max": which position each column of each bag comes from.  Else None."""
+        if batch.mode != "max" or batch.offsets is None:
+            return None
+        out = np.empty((batch.num_bags, self.dim), np.int64)
+        return self._by_pieces(batch, out, _max_positions)
+
+    def dots(self, batch: Batch, grad: FloatArray) -> FloatArray:
+        """(L,) <grad[bag of k], weight[indices[k]]>."""
+        records, slots = self._reach(batch) or self._reach_copies(batch)
+        bag_ids = coefficients(batch).bag_ids
+        return ops.dots(records, slots, batch.indices, grad, bag_ids, batch.padding)
+
+    def weights_of(self, rows: IndexArray) -> FloatArray:
+        """(n, D) weights of rows, without bringing them into the cache."""
+        records, slots = self._copies(rows)
+        return ops.lookup(records, slots, rows, ops.NO_PADDING)
+
+    def state(self, rows: IndexArray) -> dict[str, FloatArray]:
+        """Field name -> (n, lanes); the field's first value where a row was never written."""
+        records, slots = self._copies(rows)
+        data = records.records[slots]
+        virgin = data.view(np.uint32)[:, 0] == 0
+        found: dict[str, FloatArray] = {}
+        for field in self.state_fields:
+            at = self.table.rows.layout.offset_of(field.name)
+            found[field.name] = data[:, at : at + field.lanes].copy()
+            found[field.name][virgin] = np.float32(field.fill)
+        return found
+
+    # ---- changing -------------------------------------------------------------------------------
+
+    def _ranges(self, rows: IndexArray) -> list[tuple[int, int]]:
+        """Ranges of distinct rows, each of which fits the cache."""
+        resident = self.table.rows.resident
+        resident.trim()
+        capacity = resident.capacity
+        step = len(rows) if len(rows) <= capacity else max(1, capacity // 2)
+        return [(u0, min(u0 + step, len(rows))) for u0 in range(0, len(rows), step or 1)]
+
+    def _step(
+        self, rows: IndexArray, change: Callable[[ops.Records, IndexArray, int, int], None]
+    ) -> None:
+        """Call change(records, slots, u0, u1) for ranges of `rows`; then the step counts.
+
+        The first range is brought in before anything is changed: an error there costs nothing.
+        """
+        ranges = self._ranges(rows)
+        first = self._slots(rows[slice(*ranges[0])]) if ranges else None
+        with self._core.step():
+            for u0, u1 in ranges:
+                slots = first if first is not None else self._slots(rows[u0:u1])
+                first = None
+                change(self._resident(), slots, u0, u1)
+            self.table.step += 1
+
+    def _slots(self, rows: IndexArray) -> IndexArray:
+        slots = self.table.rows.resident.slots(rows)
+        if slots is None:
+            raise MemoryError("resident rows do not fit the cache")
+        return slots
+
+    def update(self, batch: Batch, grad: FloatArray, optimizer: Optimizer) -> None:
+        """One fused step."""
+        argmax = self.argmax(batch)
+        merged = ops.merge(batch.indices, batch.padding)
+        shares = coefficients(batch)
+        step, lr = self.table.step + 1, self.table.lr
+        self._step(
+            merged.indices,
+            lambda records, slots, u0, u1: ops.update(
+                records, slots, merged, u0, u1, shares, grad, argmax, optimizer, step, lr
+            ),
+        )
+
+    def apply(self, rows: IndexArray, values: FloatArray, optimizer: Optimizer) -> None:
+        """One step with merged gradients."""
+        step, lr = self.table.step + 1, self.table.lr
+        self._step(
+            rows,
+            lambda records, slots, u0, u1: ops.apply(
+                records, slots, rows[u0:u1], values[u0:u1], optimizer, step, lr
+            ),
+        )
+
+    def assign(
+        self, rows: IndexArray, weights: FloatArray, state: Mapping[str, FloatArray]
+    ) -> None:
+        """Set distinct rows, and those state fields that are given."""
+        layout = self.table.rows.layout
+        with self._core.step():
+            for u0, u1 in self._ranges(rows):
+                records, slots = self._copies(rows[u0:u1])
+                data = records.records[slots]
+                virgin = data.view(np.uint32)[:, 0] == 0
+                data[:, : self.dim] = weights[u0:u1]
+                for field in self.state_fields:
+                    at = layout.offset_of(field.name)
+                    lanes = data[:, at : at + field.lanes]
+                    lanes[virgin] = np.float32(field.fill)
+                    if field.name in state:
+                        lanes[:] = state[field.name][u0:u1]
+                zero = data.view(np.uint32)[:, 0] == 0
+                data[zero, 0] = np.float32(-0.0)  # +0.0 would say "never written"
+                self.table.rows.write(rows[u0:u1], data)
+
+    def reset(self, rows: IndexArray) -> None:
+        """Make distinct rows virgin again."""
+        lanes = self.table.rows.layout.lanes
+        with self._core.step():
+            for u0, u1 in self._ranges(rows):
+                self.table.rows.write(rows[u0:u1], np.zeros((u1 - u0, lanes), np.float32))
+
+
+def coefficients(batch: Batch) -> ops.Coefficients:
+    """By how much each position enters its bag."""
+    return ops.bag_coefficients(
+        batch.indices, batch.offsets, batch.weights, batch.mode or "sum", batch.padding
+    )
+
+
+def _lookup(records: ops.Records, slots: IndexArray, batch: Batch, _begin: int) -> FloatArray:
+    if batch.offsets is None or batch.mode is None:
+        return ops.lookup(records, slots, batch.indices, batch.padding)
+    return ops.lookup_bags(
+        records, slots, batch.indices, batch.offsets, batch.weights, batch.mode, batch.padding
+    )
+
+
+def _max_positions(records: ops.Records, slots: IndexArray, batch: Batch, begin: int) -> IndexArray:
+    assert batch.offsets is not None
+    found = ops.max_positions(records, slots, batch.indices, batch.offsets, batch.padding)
+    if begin:
+        found[found >= 0] += begin
+    return found

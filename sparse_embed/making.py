@@ -1,0 +1,133 @@
+"""Checking the description of a new table, making stores and opening them: shared by
+EmbeddingTable and Store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_embed import _validate
+from sparse_embed.errors import ArgumentError, MissingExtraError
+from sparse_embed.initializers import Initializer, Uniform
+from sparse_embed.optim import Optimizer
+from sparse_embed.storage import opening
+from sparse_embed.storage.manifest import TableEntry, is_table_name
+from sparse_embed.storage.store import StoreCore, TableCore, copy_metadata
+
+
+def make_entry(
+    num_embeddings: int,
+    embedding_dim: int,
+    dtype: str,
+    init: Initializer | None,
+    optimizer: Optimizer | None,
+    seed: int,
+    device: str,
+) -> TableEntry:
+    """Check the description of a new table."""
+    check_device(device)
+    rows = _validate.as_integer("num_embeddings", num_embeddings)
+    dim = _validate.as_integer("embedding_dim", embedding_dim)
+    if not 1 <= rows < 2**63:
+        raise ArgumentError(f"num_embeddings: expected 1 <= rows < 2^63, got {rows}")
+    if not 1 <= dim <= 65536:
+        raise ArgumentError(f"embedding_dim: expected 1 <= columns <= 65536, got {dim}")
+    if not isinstance(dtype, str | np.dtype | type) or np.dtype(dtype) != np.float32:
+        raise ArgumentError(f'dtype: expected "float32", got {dtype!r}')
+    start = Uniform(0.05) if init is None else init
+    if not isinstance(start, Initializer):
+        raise ArgumentError(f"init: expected Uniform, Normal or Zeros, got {init!r}")
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise ArgumentError(f"optimizer: expected SGD, LazyAdam, ... or None, got {optimizer!r}")
+    fields = optimizer.state_fields(dim) if optimizer is not None else ()
+    entry = TableEntry(
+        num_embeddings=rows,
+        embedding_dim=dim,
+        dtype="float32",
+        init=start.to_dict(),
+        seed=_validate.as_seed(seed),
+        optimizer=None if optimizer is None else optimizer.to_dict(),
+        fields=tuple((field.name, field.lanes) for field in fields),
+    )
+    entry.layout()
+    return entry
+
+
+def check_device(device: object) -> None:
+    """Only "cpu" so far."""
+    if device == "cpu":
+        return
+    if isinstance(device, str) and device.split(":")[0] == "cuda":
+        raise MissingExtraError('device: "cuda" is not supported by this version; use device="cpu"')
+    raise ArgumentError(f'device: expected "cpu", got {device!r}')
+
+
+def check_cache(cache_bytes: object) -> int | None:
+    """None, or a positive number of bytes."""
+    if cache_bytes is None:
+        return None
+    size = _validate.as_integer("cache_bytes", cache_bytes)
+    if size < 1:
+        raise ArgumentError(f"cache_bytes: expected at least 1, got {size}")
+    return size
+
+
+def check_table_name(name: object) -> str:
+    """A name that may be a file's."""
+    if not is_table_name(name):
+        raise ArgumentError(
+            "name: expected letters, digits, '_', '-' and '.', not starting with a dot or dash, "
+            f"at most 100 characters, got {name!r}"
+        )
+    return str(name)
+
+
+def create_core(
+    path: str | os.PathLike[str] | None, metadata: Mapping[str, Any] | None, overwrite: bool
+) -> StoreCore:
+    """A new, empty store."""
+    facts = copy_metadata(dict(metadata or {}))
+    if path is None:
+        return opening.in_memory(facts)
+    return opening.create_store(Path(path), facts, overwrite)
+
+
+def open_core(
+    path: str | os.PathLike[str],
+    mode: str,
+    at_commit: int | None,
+    cache: int | Mapping[str, int | None] | None,
+) -> StoreCore:
+    """An existing store with its tables."""
+    if mode not in ("r", "r+"):
+        raise ArgumentError(f'mode: expected "r+" or "r", got {mode!r}')
+    if at_commit is not None:
+        at_commit = _validate.as_integer("at_commit", at_commit)
+    core = opening.open_store(Path(path), mode, at_commit)
+    try:
+        core.attach_tables(cache)
+    except BaseException:
+        core.release()
+        raise
+    return core
+
+
+def table_info(table: TableCore) -> dict[str, Any]:
+    """Plain facts about a table."""
+    entry = table.entry
+    facts: dict[str, Any] = {
+        "num_embeddings": entry.num_embeddings,
+        "embedding_dim": entry.embedding_dim,
+        "dtype": entry.dtype,
+        "init": entry.init,
+        "seed": entry.seed,
+        "optimizer": entry.optimizer,
+        "lr": table.lr,
+        "step": table.step,
+        "record_bytes": table.rows.layout.record_bytes,
+    }
+    return facts | table.rows.info()
