@@ -33,13 +33,11 @@ if TYPE_CHECKING:
     )
     from sparse_embed.initializers import Normal, Uniform, Zeros
     from sparse_embed.kernels._jit import get_num_threads, set_num_threads
-    from sparse_embed.keys import KeyHasher
-    from sparse_embed.ngrams import NgramHasher, NgramVocabulary
+    from sparse_embed.keys import KeyHasher, NgramHasher, NgramVocabulary, WordNgramHasher
     from sparse_embed.optim import SGD, Adagrad, LazyAdam, RowWiseAdagrad, RowWiseAdam
     from sparse_embed.sparse_grad import SparseGrad
     from sparse_embed.store import Store
     from sparse_embed.table import EmbeddingTable
-    from sparse_embed.word_ngrams import WordNgramHasher
 
 __version__ = "0.1.0"
 
@@ -90,8 +88,8 @@ _HOME = {
     "LazyAdam": "sparse_embed.optim",
     "LockedError": "sparse_embed.errors",
     "MissingExtraError": "sparse_embed.errors",
-    "NgramHasher": "sparse_embed.ngrams",
-    "NgramVocabulary": "sparse_embed.ngrams",
+    "NgramHasher": "sparse_embed.keys",
+    "NgramVocabulary": "sparse_embed.keys",
     "Normal": "sparse_embed.initializers",
     "NotAStoreError": "sparse_embed.errors",
     "ReadOnlyError": "sparse_embed.errors",
@@ -106,7 +104,7 @@ _HOME = {
     "StoreFailedError": "sparse_embed.errors",
     "Uniform": "sparse_embed.initializers",
     "UnsupportedVersionError": "sparse_embed.errors",
-    "WordNgramHasher": "sparse_embed.word_ngrams",
+    "WordNgramHasher": "sparse_embed.keys",
     "Zeros": "sparse_embed.initializers",
     "get_num_threads": "sparse_embed.kernels._jit",
     "set_num_threads": "sparse_embed.kernels._jit",

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_embed import census as census_module
-from sparse_embed import key_census
-from sparse_embed.census import census_of, expected_clash, expected_used_rows, rows_needed
 from sparse_embed.errors import ArgumentError
-from sparse_embed.key_census import read_keys, report
+from sparse_embed.keys import census as census_module
+from sparse_embed.keys import file_census
+from sparse_embed.keys.census import census_of, expected_clash, expected_used_rows, rows_needed
+from sparse_embed.keys.file_census import read_keys, report
 from sparse_embed.keys import KeyHasher
-from sparse_embed.word_ngrams import WordNgramHasher
+from sparse_embed.keys.word_ngrams import WordNgramHasher
 
 
 def brute_force(keys: list[Any], rows: list[list[int]]) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def test_grid_rows_equal_the_kernels() -> None:
         words = hasher.hashes(keys).reshape(len(keys), -1)
         for rows in (1, 7, 1 << 20, (1 << 31) - 1):
             want = KeyHasher(rows, most, scheme=scheme)(keys).reshape(len(keys), -1)
-            assert (key_census.rows_of_words(hasher, words, rows, most) == want).all()
+            assert (file_census.rows_of_words(hasher, words, rows, most) == want).all()
 
 
 @pytest.mark.slow

@@ -10,9 +10,10 @@ import mmh3
 import numpy as np
 import pytest
 
-from sparse_embed import key_input, reference_hashes
+from sparse_embed import reference_hashes
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels import _jit
+from sparse_embed.keys import input as key_input
 from sparse_embed.keys import KeyHasher
 
 WORDS = [
@@ -385,7 +386,7 @@ def test_no_kernel_compiles_twice() -> None:
 
 
 def test_docstring_examples() -> None:
-    from sparse_embed import keys
+    from sparse_embed.keys import hasher as keys
 
     result = doctest.testmod(keys)
     assert result.attempted >= 6

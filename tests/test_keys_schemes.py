@@ -14,8 +14,8 @@ import pytest
 
 from sparse_embed import reference_hashes as twin
 from sparse_embed.errors import ArgumentError
-from sparse_embed.key_schemes import SCHEMES
 from sparse_embed.keys import KeyHasher
+from sparse_embed.keys.schemes import SCHEMES
 
 HERE = pathlib.Path(__file__).parent
 RECORDED = json.loads((HERE / "vectors" / "keys.json").read_text())

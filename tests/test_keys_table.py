@@ -6,7 +6,7 @@ import numpy as np
 
 import sparse_embed as se
 from sparse_embed.keys import KeyHasher
-from sparse_embed.ngrams import NgramHasher
+from sparse_embed.keys.ngrams import NgramHasher
 
 
 def make_table(rows: int, dim: int = 8) -> se.EmbeddingTable:

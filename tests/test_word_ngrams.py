@@ -13,7 +13,7 @@ import pytest
 from sparse_embed import reference_hashes as twin
 from sparse_embed.errors import ArgumentError
 from sparse_embed.keys import KeyHasher
-from sparse_embed.word_ngrams import WordNgramHasher
+from sparse_embed.keys.word_ngrams import WordNgramHasher
 
 RECORDED = json.loads((pathlib.Path(__file__).parent / "vectors" / "keys.json").read_text())
 

@@ -27,8 +27,8 @@ import numpy as np
 
 import sparse_embed as se
 from sparse_embed.keys import KeyHasher
-from sparse_embed.ngrams import NgramHasher
-from sparse_embed.word_ngrams import WordNgramHasher
+from sparse_embed.keys.ngrams import NgramHasher
+from sparse_embed.keys.word_ngrams import WordNgramHasher
 
 Measure = dict[str, Any]
 

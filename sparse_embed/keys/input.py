@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels.python_strings import pack_list_serial
 from sparse_embed.kernels.utf8 import encode_ucs4_serial, trim_nuls_serial
-from sparse_embed.key_chunks import (
+from sparse_embed.keys.chunks import (
     EMPTY_LENGTHS,
     Bools,
     Chunk,
@@ -66,7 +66,7 @@ def as_column(keys: Any, name: str = "keys") -> KeyColumn:
     if isinstance(keys, range):
         return _from_numpy(np.asarray(keys, np.int64), name)
     if hasattr(keys, "__arrow_c_array__") or hasattr(keys, "__arrow_c_stream__"):
-        from sparse_embed.arrow_input import from_arrow
+        from sparse_embed.keys.arrow import from_arrow
 
         column = from_arrow(keys, name)
         if column is not None:

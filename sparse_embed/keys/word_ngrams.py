@@ -10,14 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sparse_embed.census import Census
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels import hashing, word_ngram_kernels
 from sparse_embed.kernels._jit import guard_fork
-from sparse_embed.key_chunks import Coded, Ids, Strings, first_true
-from sparse_embed.key_input import as_column
-from sparse_embed.keys import KeyHasher, checked_integer
-from sparse_embed.ngrams import Bags, Indices, concatenate_bags, take_bags
+from sparse_embed.keys.census import Census
+from sparse_embed.keys.chunks import Coded, Ids, Strings, first_true
+from sparse_embed.keys.hasher import KeyHasher, checked_integer
+from sparse_embed.keys.input import as_column
+from sparse_embed.keys.ngrams import Bags, Indices, concatenate_bags, take_bags
 
 _SCHEMES = {"murmur3": hashing.MURMUR3, "fasttext": hashing.FASTTEXT}
 
@@ -169,7 +169,7 @@ class WordNgramHasher:
 
         They are told apart by 63 bits of hash: exact but for an accident of rate U^2 / 2^64.
         """
-        from sparse_embed.key_census import census_of_texts
+        from sparse_embed.keys.file_census import census_of_texts
 
         return census_of_texts(self, texts, top)
 

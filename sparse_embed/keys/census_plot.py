@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from sparse_embed.census import HASHES, Census, expected_clash, require_matplotlib
+from sparse_embed.keys.census import HASHES, Census, expected_clash, require_matplotlib
 
 
 def plot(census: Census, path: str | os.PathLike[str]) -> None:

@@ -29,11 +29,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sparse_embed.census import Census
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels import hashing
 from sparse_embed.kernels._jit import guard_fork
-from sparse_embed.key_chunks import (
+from sparse_embed.keys.census import Census
+from sparse_embed.keys.chunks import (
     EMPTY_LENGTHS,
     Chunk,
     Coded,
@@ -44,9 +44,9 @@ from sparse_embed.key_chunks import (
     is_missing,
     no_key,
 )
-from sparse_embed.key_input import as_column
-from sparse_embed.key_pairs import holds_pairs, split_pairs, spread
-from sparse_embed.key_schemes import Scheme, find_scheme
+from sparse_embed.keys.input import as_column
+from sparse_embed.keys.pairs import holds_pairs, split_pairs, spread
+from sparse_embed.keys.schemes import Scheme, find_scheme
 
 Indices = npt.NDArray[np.int64]
 Signs = npt.NDArray[np.int8]
@@ -82,7 +82,7 @@ class KeyHasher:
         seed: 0 to 2^32 - 1, another seed is another hash function; None takes the scheme's own
             (2166136261 for floret, 0 for others that take one).
         scheme: "murmur3" (ours, see the module's docstring) or the exact recipe of another system;
-            `key_schemes` has the table.
+            `keys.schemes` has the table.
         missing: what None, NaN, NA or an Arrow null becomes. "raise": a named error. "skip": row
             number -1, for `padding_idx=-1`. "hash" (murmur3 only): rows of its own, equal to no
             string's: the hash of no bytes from the complement of (h1, h2).
@@ -139,7 +139,7 @@ class KeyHasher:
         """Row numbers of keys.
 
         Args:
-            keys: see `key_input.as_column`; L keys, or an array of any shape.  A list of tuples:
+            keys: see `keys.input.as_column`; L keys, or an array of any shape.  A list of tuples:
                 L pairs (feature name, value), values being str, bytes and int in any mixture.
             feature: the name of the field that these keys are values of, or L names; the keys
                 then are values as in pairs.  Under "sklearn" (strings only) a pair is the string
@@ -203,7 +203,7 @@ class KeyHasher:
         Keys are told apart by 128-bit hashes, so the counts are exact but for an accident of rate
         U^2 / 2^129.
         """
-        from sparse_embed.key_census import census_of_keys
+        from sparse_embed.keys.file_census import census_of_keys
 
         return census_of_keys(self, keys, feature, top)
 

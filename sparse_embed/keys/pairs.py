@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_embed.errors import ArgumentError
-from sparse_embed.key_chunks import Coded, Ids, Strings, is_missing, no_key
+from sparse_embed.keys.chunks import Coded, Ids, Strings, is_missing, no_key
 
 
 def holds_pairs(keys: object) -> bool:

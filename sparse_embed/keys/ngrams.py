@@ -16,9 +16,9 @@ import numpy.typing as npt
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels import hashing, ngram_kernels
 from sparse_embed.kernels._jit import guard_fork
-from sparse_embed.key_chunks import Coded, Ids, Strings, first_true
-from sparse_embed.key_input import as_column
-from sparse_embed.keys import KeyHasher, checked_integer
+from sparse_embed.keys.chunks import Coded, Ids, Strings, first_true
+from sparse_embed.keys.hasher import KeyHasher, checked_integer
+from sparse_embed.keys.input import as_column
 
 Indices = npt.NDArray[np.int64]
 Bags = tuple[Indices, Indices]

@@ -108,7 +108,7 @@ class Census:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        from sparse_embed.census_plot import plot
+        from sparse_embed.keys.census_plot import plot
 
         plot(self, path)
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels.arrow_views import spans_of_views_cpu
-from sparse_embed.key_chunks import EMPTY_LENGTHS, Bools, Chunk, Coded, Ids, KeyColumn, Strings
+from sparse_embed.keys.chunks import EMPTY_LENGTHS, Bools, Chunk, Coded, Ids, KeyColumn, Strings
 
 _INTEGERS = {
     b"c": np.int8, b"C": np.uint8, b"s": np.int16, b"S": np.uint16,
@@ -186,7 +186,7 @@ def _chunk(schema: Any, array: Any, keep: object, name: str) -> Chunk:
         n = array.length
         return Ids(np.zeros(n, np.uint64), False, np.ones(n, np.bool_))
     if kind in _INTEGERS:
-        from sparse_embed.key_input import ids_of
+        from sparse_embed.keys.input import ids_of
 
         return ids_of(_buffer(array, 1, _INTEGERS[kind], keep), missing)
     if kind.startswith(b"w:"):

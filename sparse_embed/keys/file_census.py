@@ -11,19 +11,19 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_embed.census import Census, census_of
 from sparse_embed.errors import ArgumentError
+from sparse_embed.keys.census import Census, census_of
 
 if TYPE_CHECKING:
-    from sparse_embed.keys import KeyHasher
-    from sparse_embed.word_ngrams import WordNgramHasher
+    from sparse_embed.keys.hasher import KeyHasher
+    from sparse_embed.keys.word_ngrams import WordNgramHasher
 
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def census_of_keys(hasher: KeyHasher, keys: Any, feature: Any = None, top: int = 10) -> Census:
     """The census of keys under a hasher; see `KeyHasher.collisions`."""
-    from sparse_embed.keys import KeyHasher
+    from sparse_embed.keys.hasher import KeyHasher
 
     named = KeyHasher(1, missing="skip" if hasher.missing == "raise" else hasher.missing)
     if hasher.scheme != "murmur3":  # these have pairs as strings, or none
@@ -66,7 +66,7 @@ def census_of_keys(hasher: KeyHasher, keys: Any, feature: Any = None, top: int =
 
 def census_of_texts(hasher: WordNgramHasher, texts: Any, top: int = 10) -> Census:
     """The census of the words and word n-grams of texts; see `WordNgramHasher.collisions`."""
-    from sparse_embed.word_ngrams import WordNgramHasher
+    from sparse_embed.keys.word_ngrams import WordNgramHasher
 
     indices, _ = hasher(texts)
     wide = WordNgramHasher(
@@ -207,7 +207,7 @@ def report(
         num_embeddings, num_hashes, seed, scheme: as `KeyHasher`.
         top: how many worst pairs to name.
     """
-    from sparse_embed.keys import KeyHasher
+    from sparse_embed.keys.hasher import KeyHasher
 
     hasher = KeyHasher(num_embeddings, num_hashes, seed, scheme=scheme, missing="skip")
     return census_of_keys(hasher, keys, top=top)
