@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 
 from sparse_embed.errors import ArgumentError
+from sparse_embed.keys import KeyHasher, file_census
 from sparse_embed.keys import census as census_module
-from sparse_embed.keys import file_census
 from sparse_embed.keys.census import census_of, expected_clash, expected_used_rows, rows_needed
 from sparse_embed.keys.file_census import read_keys, report
-from sparse_embed.keys import KeyHasher
 from sparse_embed.keys.word_ngrams import WordNgramHasher
 
 

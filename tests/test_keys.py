@@ -13,8 +13,8 @@ import pytest
 from sparse_embed import reference_hashes
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels import _jit
-from sparse_embed.keys import input as key_input
 from sparse_embed.keys import KeyHasher
+from sparse_embed.keys import input as key_input
 
 WORDS = [
     "",

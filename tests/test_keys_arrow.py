@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sparse_embed.errors import ArgumentError
-from sparse_embed.keys import arrow as arrow_input
 from sparse_embed.keys import KeyHasher
+from sparse_embed.keys import arrow as arrow_input
 from sparse_embed.keys.ngrams import NgramHasher
 
 WORDS = ["", "a", "münchen", "tail\0", "twelve bytes", "thirteen byte", "北海道" * 9, "x" * 300] * 9

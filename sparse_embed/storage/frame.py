@@ -233,6 +233,8 @@ class Meta:
         arrays = []
         for said in body["arrays"]:
             array = ArraySection(said["name"], said["dtype"], tuple(said["shape"]), said["at"])
+            if type(array.name) is not str:
+                raise ValueError(f"array {array.name!r}")
             if any(
                 type(n) is not int or not 0 <= n <= frame_bytes for n in (*array.shape, array.at)
             ):

@@ -360,8 +360,10 @@ class Journal:
 
     def _check_tail(self, segment: Segment, commit: int) -> None:
         """Nothing behind an unreadable frame may have been committed later."""
-        at = segment.end
+        at, name = segment.end, segment_name(segment.header.number)
         if at >= segment.size:
+            if at > segment.size:
+                self.notes.append(f"{name}: shortened, it ends inside commit {commit - 1}'s padding")
             return
         for probe, header in _frame_headers(segment.fd, at + BLOCK, segment.size):
             if header.salt == segment.header.salt and header.commit > commit:
@@ -370,10 +372,7 @@ class Journal:
                     f"{self._where(segment.header.number)} is damaged at offset {at}: commit "
                     f"{commit} cannot be read, though commit {header.commit} follows at {probe}",
                 )
-        self.notes.append(
-            f"{segment_name(segment.header.number)}: an unfinished commit {commit} at offset {at} "
-            "was ignored"
-        )
+        self.notes.append(f"{name}: an unfinished commit {commit} at offset {at} was ignored")
 
     def indices(self, frame: Frame, section: TableSection) -> NDArray[np.int64]:
         """The row numbers of a table's section."""
@@ -558,8 +557,9 @@ class Journal:
         numbers = sorted(self.segments)
         old = []
         for i, number in enumerate(numbers):
-            if i + 1 < len(numbers):
-                last = self.segments[numbers[i + 1]].header.first_commit - 1
+            later = [self.segments[n].header.first_commit for n in numbers[i + 1 :]]
+            if later:
+                last = min(later) - 1  # what lies behind was replaced, maybe in several segments
             elif self._sealed or number != self._number:
                 last = self.last_commit
             else:

@@ -5,8 +5,8 @@ Byte 1 + n       held shared by every reader that stands at commit n
 
 The locks belong to the open file description (F_OFD_SETLK): the kernel frees them when the process
 dies however it dies, two stores of one process exclude each other, and closing another descriptor
-of the file frees nothing.  The writer asks with F_OFD_GETLK which commit the oldest reader needs, and
-folds nothing newer into the data files.
+of the file frees nothing.  The writer asks with F_OFD_GETLK which commit the oldest reader needs,
+and folds nothing newer into the data files.
 
 The writer leaves its pid and start time in the file, for the error message of a second writer.
 """

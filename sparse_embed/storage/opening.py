@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _claim_directory(core: StoreCore, overwrite: bool) -> None:
             )
         old = manifest.read(core.directory)
         _take_writer_lock(core)
-        _remove_store(core.directory, old)
+        _remove_store(core.directory, old.tables)
         names = [name for name in core.directory.names() if name not in ours]
     if names:
         raise StoreError(
@@ -165,11 +166,13 @@ def _load_as_reader(core: StoreCore, at_commit: int | None) -> None:
     for _ in range(100):
         try:
             _load(core, at_commit)
-        except (FileNotFoundError, CorruptStoreError):
-            # A checkpoint may have replaced files under our eyes; damage stays damage.
+        except (FileNotFoundError, CorruptStoreError) as error:
+            # A checkpoint may have replaced files under our eyes, or removed a segment between the
+            # list of names and its opening; damage stays damage.
             if core.journal is not None:
                 core.journal.close()
-            if manifest.read(core.directory) == core.manifest:
+            same = manifest.read(core.directory) == core.manifest
+            if same and isinstance(error, CorruptStoreError):
                 raise
             continue
         if core.lock_fd < 0:
@@ -211,10 +214,10 @@ def refresh(core: StoreCore) -> int:
         return core.settled_commit
 
 
-def destroy(core: StoreCore) -> None:
-    """Remove a store that this process has just made."""
+def destroy(core: StoreCore, tables: Iterable[str] = ()) -> None:
+    """Remove a store that this process has just made, and data files that it came to make."""
     assert core.directory is not None and core.path is not None
-    _remove_store(core.directory, manifest.read(core.directory))
+    _remove_store(core.directory, {*manifest.read(core.directory).tables, *tables})
     files.CALLS.unlink(core.directory.fd, lock.NAME)
     core.release()
     with contextlib.suppress(OSError):
@@ -229,9 +232,9 @@ def _refuse_platform() -> None:
         )
 
 
-def _remove_store(directory: files.Directory, old: Manifest) -> None:
+def _remove_store(directory: files.Directory, tables: Iterable[str]) -> None:
     """Remove the files that are ours, store.json last; anything else stays."""
-    ours = {file_name(name) for name in old.tables}
+    ours = {file_name(name) for name in tables}
     for name in directory.names():
         if name in ours or segment_number(name) is not None or manifest.is_stray_name(name):
             files.CALLS.unlink(directory.fd, name)
