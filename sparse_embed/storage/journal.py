@@ -363,7 +363,7 @@ class Journal:
         at, name = segment.end, segment_name(segment.header.number)
         if at >= segment.size:
             if at > segment.size:
-                self.notes.append(f"{name}: shortened, it ends inside commit {commit - 1}'s padding")
+                self.notes.append(f"{name}: ends inside the padding behind commit {commit - 1}")
             return
         for probe, header in _frame_headers(segment.fd, at + BLOCK, segment.size):
             if header.salt == segment.header.salt and header.commit > commit:
