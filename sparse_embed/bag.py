@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparse_embed import _validate, ops
-from sparse_embed._typing import NO_PADDING, FloatArray
+from sparse_embed._typing import FloatArray
 from sparse_embed.batch import Batch, make_batch
 from sparse_embed.errors import ArgumentError
 from sparse_embed.sparse_grad import SparseGrad
@@ -76,6 +76,7 @@ class EmbeddingBag:
         Raises:
             ArgumentError, IndexRangeError: as EmbeddingTable.lookup.
         """
+        self._last = None
         batch = make_batch(
             self.table.num_embeddings,
             indices,
@@ -85,6 +86,11 @@ class EmbeddingBag:
             self.padding_idx,
             self.include_last_offset,
         )
+        if self.dropout and self.training and batch.weights is not None and batch.mode != "sum":
+            raise ArgumentError(
+                f"per_sample_weights: with dropout and mode={batch.mode!r} their gradient is not "
+                'defined here; use mode="sum"'
+            )
         factor = self._dropped(batch) if self.dropout and self.training else None
         self._last = (batch, np.asarray(indices).shape, factor)
         result = self.table.lookup(batch.indices, batch.offsets, **self._how(batch, factor))
@@ -131,7 +137,7 @@ class EmbeddingBag:
         weights, mode = batch.weights, batch.mode
         if factor is not None:
             weights, mode = factor if weights is None else weights * factor, "sum"
-        padding = None if batch.padding == NO_PADDING else batch.padding
+        padding = batch.padding if batch.has_padding else None
         return {"mode": mode, "per_sample_weights": weights, "padding_idx": padding}
 
     def _dropped(self, batch: Batch) -> FloatArray:
@@ -155,10 +161,6 @@ class EmbeddingBag:
     ) -> FloatArray | None:
         if batch.weights is None:
             return None
-        if factor is not None and batch.mode != "sum":
-            raise ArgumentError(
-                "per_sample_weights: their gradient with dropout is only defined for mode='sum'"
-            )
         how = self._how(batch, None)
         result = self.table.per_sample_weights_grad(upstream, batch.indices, batch.offsets, **how)
         if factor is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sparse_embed import _validate
-from sparse_embed._typing import NO_PADDING, FloatArray, IndexArray
+from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError
 
 
@@ -23,6 +23,7 @@ class Batch:
     mode: str | None
     weights: FloatArray | None
     padding: int
+    has_padding: bool  # padding alone cannot tell: -2^63 is a legal padding_idx and NO_PADDING
     lead: tuple[int, ...]
 
     @property
@@ -32,7 +33,7 @@ class Batch:
     @property
     def rows(self) -> IndexArray:
         """The row numbers to bring in: all positions but padded ones."""
-        if self.padding == NO_PADDING:
+        if not self.has_padding:
             return self.indices
         kept: IndexArray = self.indices[self.indices != self.padding]
         return kept
@@ -46,7 +47,9 @@ class Batch:
             offsets = self.offsets[first : last + 1] - begin
         weights = None if self.weights is None else self.weights[begin:end]
         lead = (last - first,)
-        return Batch(self.indices[begin:end], offsets, self.mode, weights, self.padding, lead)
+        return replace(
+            self, indices=self.indices[begin:end], offsets=offsets, weights=weights, lead=lead
+        )
 
     def slots(self, found: IndexArray) -> IndexArray:
         """Slots by position, from the slots of `rows`."""
@@ -73,10 +76,12 @@ def make_batch(
     """
     checked = _validate.as_indices(indices, num_embeddings, padding_idx)
     padding = _validate.as_padding_idx(padding_idx)
+    has_padding = padding_idx is not None
     if offsets is None and mode is None:
         if per_sample_weights is not None:
             raise ArgumentError("per_sample_weights: need a mode; an unpooled lookup takes none")
-        return Batch(checked.reshape(-1), None, None, None, padding, checked.shape)
+        flat = checked.reshape(-1)
+        return Batch(flat, None, None, None, padding, has_padding, checked.shape)
     pooling = _validate.as_mode("sum" if mode is None else mode)
     if offsets is None:
         if checked.ndim < 1:
@@ -96,4 +101,4 @@ def make_batch(
             raise ArgumentError('per_sample_weights: not defined for mode="max"')
         weights = _validate.as_grad(per_sample_weights, checked.shape, name="per_sample_weights")
         weights = weights.reshape(-1)
-    return Batch(checked.reshape(-1), starts, pooling, weights, padding, lead)
+    return Batch(checked.reshape(-1), starts, pooling, weights, padding, has_padding, lead)

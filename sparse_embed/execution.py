@@ -7,7 +7,8 @@ ranges of unique rows, each of which fits.  Either way the bits are those of one
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, islice
 
 import numpy as np
 
@@ -141,13 +142,25 @@ class Execution:
 
     # ---- changing -------------------------------------------------------------------------------
 
-    def _ranges(self, rows: IndexArray) -> list[tuple[int, int]]:
-        """Ranges of distinct rows, each of which fits the cache."""
+    def _ranges(self, rows: IndexArray) -> Iterator[tuple[int, int, IndexArray]]:
+        """(u0, u1, slots) of ranges of distinct rows, each brought in when it is asked for.
+
+        How many rows fit may change on the way (indexes grow as rows are moved out), so a range
+        that does not fit is halved.
+        """
         resident = self.table.rows.resident
-        resident.trim()
-        capacity = resident.capacity
-        step = len(rows) if len(rows) <= capacity else max(1, capacity // 2)
-        return [(u0, min(u0 + step, len(rows))) for u0 in range(0, len(rows), step or 1)]
+        u0, size = 0, len(rows)
+        while u0 < len(rows):
+            size = min(size, resident.capacity)
+            u1 = min(u0 + size, len(rows))
+            slots = resident.slots(rows[u0:u1])
+            if slots is not None:
+                yield u0, u1, slots
+                u0 = u1
+            elif size > 1:
+                size //= 2
+            else:
+                raise AssertionError("not one row fits the cache")
 
     def _step(
         self, rows: IndexArray, change: Callable[[ops.Records, IndexArray, int, int], None]
@@ -157,19 +170,11 @@ class Execution:
         The first range is brought in before anything is changed: an error there costs nothing.
         """
         ranges = self._ranges(rows)
-        first = self._slots(rows[slice(*ranges[0])]) if ranges else None
+        first = list(islice(ranges, 1))
         with self._core.step():
-            for u0, u1 in ranges:
-                slots = first if first is not None else self._slots(rows[u0:u1])
-                first = None
+            for u0, u1, slots in chain(first, ranges):
                 change(self._resident(), slots, u0, u1)
             self.table.step += 1
-
-    def _slots(self, rows: IndexArray) -> IndexArray:
-        slots = self.table.rows.resident.slots(rows)
-        if slots is None:
-            raise MemoryError("resident rows do not fit the cache")
-        return slots
 
     def update(self, batch: Batch, grad: FloatArray, optimizer: Optimizer) -> None:
         """One fused step."""
@@ -200,9 +205,8 @@ class Execution:
         """Set distinct rows, and those state fields that are given."""
         layout = self.table.rows.layout
         with self._core.step():
-            for u0, u1 in self._ranges(rows):
-                records, slots = self._copies(rows[u0:u1])
-                data = records.records[slots]
+            for u0, u1, slots in self._ranges(rows):
+                data = self.table.rows.resident.records[slots]
                 virgin = data.view(np.uint32)[:, 0] == 0
                 data[:, : self.dim] = weights[u0:u1]
                 for field in self.state_fields:
@@ -213,14 +217,14 @@ class Execution:
                         lanes[:] = state[field.name][u0:u1]
                 zero = data.view(np.uint32)[:, 0] == 0
                 data[zero, 0] = np.float32(-0.0)  # +0.0 would say "never written"
-                self.table.rows.write(rows[u0:u1], data)
+                self.table.rows.resident.put(slots, data)
 
     def reset(self, rows: IndexArray) -> None:
         """Make distinct rows virgin again."""
         lanes = self.table.rows.layout.lanes
         with self._core.step():
-            for u0, u1 in self._ranges(rows):
-                self.table.rows.write(rows[u0:u1], np.zeros((u1 - u0, lanes), np.float32))
+            for u0, u1, slots in self._ranges(rows):
+                self.table.rows.resident.put(slots, np.zeros((u1 - u0, lanes), np.float32))
 
 
 def coefficients(batch: Batch) -> ops.Coefficients:

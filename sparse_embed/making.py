@@ -36,7 +36,11 @@ def make_entry(
         raise ArgumentError(f"num_embeddings: expected 1 <= rows < 2^63, got {rows}")
     if not 1 <= dim <= 65536:
         raise ArgumentError(f"embedding_dim: expected 1 <= columns <= 65536, got {dim}")
-    if not isinstance(dtype, str | np.dtype | type) or np.dtype(dtype) != np.float32:
+    try:
+        known = isinstance(dtype, str | np.dtype | type) and np.dtype(dtype) == np.float32
+    except TypeError:
+        known = False
+    if not known:
         raise ArgumentError(f'dtype: expected "float32", got {dtype!r}')
     start = Uniform(0.05) if init is None else init
     if not isinstance(start, Initializer):
@@ -90,10 +94,21 @@ def create_core(
     path: str | os.PathLike[str] | None, metadata: Mapping[str, Any] | None, overwrite: bool
 ) -> StoreCore:
     """A new, empty store."""
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise ArgumentError(f"metadata: expected a dict, got {type(metadata).__name__}")
     facts = copy_metadata(dict(metadata or {}))
     if path is None:
         return opening.in_memory(facts)
-    return opening.create_store(Path(path), facts, overwrite)
+    return opening.create_store(check_path(path), facts, overwrite)
+
+
+def check_path(path: object) -> Path:
+    """A path as str or os.PathLike."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise ArgumentError(f"path: expected str or os.PathLike, got {type(path).__name__}")
+    if "\0" in os.fspath(path) or not os.fspath(path):
+        raise ArgumentError(f"path: expected a file system path, got {os.fspath(path)!r}")
+    return Path(path)
 
 
 def open_core(
@@ -107,7 +122,7 @@ def open_core(
         raise ArgumentError(f'mode: expected "r+" or "r", got {mode!r}')
     if at_commit is not None:
         at_commit = _validate.as_integer("at_commit", at_commit)
-    core = opening.open_store(Path(path), mode, at_commit)
+    core = opening.open_store(check_path(path), mode, at_commit)
     try:
         core.attach_tables(cache)
     except BaseException:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparse_embed._typing import FloatArray, IndexArray
-from sparse_embed._validate import as_grad, as_indices
+from sparse_embed._validate import as_grad, as_indices, as_integer
 from sparse_embed.errors import ArgumentError
 
 
@@ -31,21 +31,43 @@ class SparseGrad:
     num_embeddings: int
 
     def __post_init__(self) -> None:
-        indices = as_indices(self.indices, self.num_embeddings, None)
-        if indices.ndim != 1:
-            raise ArgumentError(f"indices: expected shape (U,), got {indices.shape}")
+        rows = as_integer("num_embeddings", self.num_embeddings)
+        if not 1 <= rows < 2**63:
+            raise ArgumentError(f"num_embeddings: expected 1 <= rows < 2^63, got {rows}")
+        object.__setattr__(self, "num_embeddings", rows)
+        # Copies: the caller's arrays may change, and may be read-only memory.
+        object.__setattr__(self, "indices", np.array(as_indices(self.indices, rows)))
         values = np.asarray(self.values)
         if values.ndim != 2:
             raise ArgumentError(f"values: expected shape (U, D), got {values.shape}")
-        values = as_grad(values, (len(indices), values.shape[1]), name="values")
+        object.__setattr__(self, "values", np.array(as_grad(values, values.shape, name="values")))
+        self.check()
+
+    @classmethod
+    def owning(cls, indices: IndexArray, values: FloatArray, num_embeddings: int) -> SparseGrad:
+        """For arrays that were made here and nobody else holds: no copies, no checks."""
+        made = object.__new__(cls)
+        object.__setattr__(made, "indices", indices)
+        object.__setattr__(made, "values", values)
+        object.__setattr__(made, "num_embeddings", num_embeddings)
+        return made
+
+    def check(self) -> None:
+        """Again what the constructor checked, for the arrays can be changed in place.
+
+        Raises:
+            ArgumentError, IndexRangeError: as the constructor.
+        """
+        indices = as_indices(self.indices, self.num_embeddings)
+        if indices.ndim != 1:
+            raise ArgumentError(f"indices: expected shape (U,), got {indices.shape}")
+        as_grad(self.values, (len(indices), self.embedding_dim), name="values")
         if len(indices) > 1 and not bool(np.all(indices[1:] > indices[:-1])):
             place = int(np.argmin(indices[1:] > indices[:-1]))
             raise ArgumentError(
                 "indices: expected strictly ascending row numbers,"
                 f" got {indices[place]} before {indices[place + 1]} at position {place}"
             )
-        object.__setattr__(self, "indices", indices)
-        object.__setattr__(self, "values", values)
 
     def __len__(self) -> int:
         """The number of rows with a gradient, U."""

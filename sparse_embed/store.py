@@ -41,9 +41,16 @@ class Arrays(MutableMapping[str, AnyArray]):
         return self._core.arrays[name]
 
     def __setitem__(self, name: str, value: object) -> None:
-        if not isinstance(name, str) or not name or "/" in name or "\0" in name:
-            raise ArgumentError(f"name: expected a string without '/', got {name!r}")
-        array = np.array(value, order="C")
+        if not isinstance(name, str) or not 0 < len(name) <= 255 or set(name) & {"/", "\0"}:
+            raise ArgumentError(f"name: expected 1 to 255 characters without '/', got {name!r}")
+        if any("\ud800" <= c <= "\udfff" for c in name):
+            raise ArgumentError(
+                f"name: expected a Unicode string, got a lone surrogate in {name!r}"
+            )
+        try:
+            array = np.array(value, order="C")
+        except ValueError as error:  # ragged lists
+            raise ArgumentError(f"arrays[{name!r}]: expected an array ({error})") from None
         if array.dtype.kind not in "biufcSUmM":
             raise ArgumentError(f"arrays[{name!r}]: expected numbers or strings, got {array.dtype}")
         with self._core.using(write=True):
@@ -173,7 +180,11 @@ class Store:
 
     def refresh(self) -> int:
         """For a reader: move on to the newest commit; returns its number."""
-        return opening.refresh(self._core)
+        number = opening.refresh(self._core)
+        for name in self._core.tables:
+            if name not in self._tables:
+                self._tables[name] = EmbeddingTable(self._core, name)
+        return number
 
     def close(self, checkpoint: bool = True) -> None:
         """Fold commits into the data files (unless checkpoint=False) and let go of everything."""

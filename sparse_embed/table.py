@@ -417,7 +417,7 @@ class EmbeddingTable:
             argmax = self._run.argmax(batch)
         merged = ops.merge(batch.indices, batch.padding)
         values = ops.backward(merged, coefficients(batch), upstream, argmax)
-        return SparseGrad(merged.indices, values, self.num_embeddings)
+        return SparseGrad.owning(merged.indices, values, self.num_embeddings)
 
     def apply(self, grad: SparseGrad) -> None:
         """One optimizer step with a merged gradient; `step` rises by one.
@@ -428,6 +428,7 @@ class EmbeddingTable:
         optimizer = self._need_optimizer()
         if not isinstance(grad, SparseGrad):
             raise ArgumentError(f"grad: expected a SparseGrad, got {type(grad).__name__}")
+        grad.check()
         if (grad.num_embeddings, grad.embedding_dim) != (self.num_embeddings, self.embedding_dim):
             raise ArgumentError(
                 f"grad: is of a ({grad.num_embeddings}, {grad.embedding_dim}) table, expected "
@@ -516,6 +517,8 @@ class EmbeddingTable:
             self._run.assign(rows, weights, given)
 
     def _given_state(self, state: Mapping[str, object] | None, n: int) -> dict[str, FloatArray]:
+        if state is not None and not isinstance(state, Mapping):
+            raise ArgumentError(f"state: expected a dict of arrays, got {type(state).__name__}")
         lanes = {field.name: field.lanes for field in self._run.state_fields}
         given: dict[str, FloatArray] = {}
         for name, values in (state or {}).items():
@@ -576,6 +579,10 @@ class EmbeddingTable:
         Of a store in memory, which keeps no commits, the present state is copied.
         """
         inspect.snapshot(self._core, Path(path))
+
+    def refresh(self) -> int:
+        """For a reader: move the whole store on to the newest commit; returns its number."""
+        return opening.refresh(self._core)
 
     def close(self, checkpoint: bool = True) -> None:
         """Fold commits into the data files (unless checkpoint=False) and let go of everything.

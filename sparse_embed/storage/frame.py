@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels.checksum import block_digests_cpu, block_digests_serial, xxh64_cpu
 
 BLOCK = 4096
@@ -50,7 +51,7 @@ SEGMENT_MAGIC = b"\x93SEWAL\r\n"
 FRAME_MAGIC = b"SEFRAME1"
 TRAILER_MAGIC = b"SEFRAMEE"
 VERSION = 1
-META_LIMIT = 1 << 30
+META_LIMIT = 32 << 20
 
 _SEGMENT = struct.Struct("<8sIIQQ16sQQ")
 _FRAME = struct.Struct("<8sQQQQQQ")
@@ -219,7 +220,7 @@ class Meta:
         for name, said in body["tables"].items():
             section = TableSection(**said)
             sizes = (section.rows, section.record_bytes, section.indices_at, section.records_at)
-            if any(type(n) is not int or not 0 <= n <= frame_bytes for n in sizes):
+            if any(type(n) is not int or n < 0 for n in sizes):
                 raise ValueError(f"table {name!r}: sizes {sizes}")
             if section.indices_at + 8 * section.rows > end:
                 raise ValueError(f"table {name!r}: row numbers beyond the frame")
@@ -235,9 +236,7 @@ class Meta:
             array = ArraySection(said["name"], said["dtype"], tuple(said["shape"]), said["at"])
             if type(array.name) is not str:
                 raise ValueError(f"array {array.name!r}")
-            if any(
-                type(n) is not int or not 0 <= n <= frame_bytes for n in (*array.shape, array.at)
-            ):
+            if any(type(n) is not int or not 0 <= n < 1 << 62 for n in (*array.shape, array.at)):
                 raise ValueError(f"array {array.name!r}: shape {array.shape}")
             if not _DTYPE.fullmatch(array.dtype) or array.at + array.nbytes > end:
                 raise ValueError(f"array {array.name!r}: {array.dtype!r}, or beyond the frame")
@@ -273,4 +272,11 @@ def plan(
         at = records_at + align(rows * record_bytes)
     meta = Meta(table_sections, tuple(array_sections), metadata)
     encoded = meta.encode()
-    return meta, encoded, data_start(len(encoded)) + at + TRAILER
+    frame_bytes = data_start(len(encoded)) + at + TRAILER
+    if len(encoded) > META_LIMIT:
+        raise ArgumentError(
+            f"metadata: takes {len(encoded)} bytes as JSON, names of arrays included; at most "
+            f"{META_LIMIT} fit a commit (large data belongs into arrays)"
+        )
+    Meta.decode(encoded, frame_bytes)  # what is written can be read: ValueError before any change
+    return meta, encoded, frame_bytes

@@ -204,6 +204,12 @@ def refresh(core: StoreCore) -> int:
         if core.mode != "r" or core.path is None:
             raise ArgumentError('refresh: only a store opened with mode="r" has news to see')
         fresh = open_store(core.path, "r", None)
+        if fresh.manifest.uuid != core.manifest.uuid:
+            fresh.release()
+            raise StoreError(
+                errno.ESTALE,
+                f"another store has taken the place of {str(core.path)!r}; open it again",
+            )
         core.release()  # first, so that the new tables find the budget that the old ones leave
         try:
             fresh.attach_tables(core.cache)

@@ -261,7 +261,7 @@ class IndexedSlots(Slots):
 
     @property
     def capacity(self) -> int:
-        return max(self._drawn, self._least) + self._growth()
+        return min(self._most, max(self._drawn, self._least) + self._growth())
 
     def trim(self) -> None:
         if self._budget.excess:

@@ -6,9 +6,9 @@ promised.  Slots are reused, so it is as large as the most rows that were out at
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class Scratch:
         self._folder = folder
         self._record_bytes = record_bytes
         self._budget = budget
-        self._file: IO[bytes] | None = None
+        self._fd = -1
         self._map = RowMap(budget)
         self._flags = np.zeros(0, np.uint8)
         self._free = np.zeros(0, np.int64)
@@ -59,12 +59,13 @@ class Scratch:
         self._map.reserve(rows.size)
         slots = self._claim(rows.size)
         where = "the scratch file for rows beyond the cache"
-        if self._file is None:
+        if self._fd < 0:
             with files.explained(f"cannot create {where}"):
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - kept open
+                with tempfile.TemporaryFile(dir=self._folder) as file:
+                    self._fd = os.dup(file.fileno())
         order = np.argsort(slots)
         at, code = files.CALLS.pwrite_records(
-            self._file.fileno(), slots[order] * self._record_bytes, data[order].view(np.uint8)
+            self._fd, slots[order] * self._record_bytes, data[order].view(np.uint8)
         )
         if at >= 0:
             files.raise_errno(code, f"cannot write {where}")
@@ -98,9 +99,8 @@ class Scratch:
         return self._flags[slots]
 
     def read(self, slots: Int64, out: NDArray[np.float32]) -> None:
-        assert self._file is not None
         data = out.view(np.uint8)
-        at, code = read_cpu()(self._file.fileno(), slots * self._record_bytes, data)
+        at, code = read_cpu()(self._fd, slots * self._record_bytes, data)
         if at >= 0:
             read_failed(int(code), "the scratch file")
 
@@ -142,9 +142,9 @@ class Scratch:
         self._map.clear()
         self._num_free = 0
         self._high = 0
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def release(self) -> None:
         self.clear()

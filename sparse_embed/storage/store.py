@@ -18,7 +18,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,7 @@ class StoreCore:
         """Make everything since the last commit durable; returns the commit's number."""
         with self.using(write=True):
             if self.directory is None:
+                copy_metadata(self.metadata)
                 self.settled_commit += 1
                 return self.settled_commit
             journal = self.journal
@@ -381,10 +382,19 @@ class StoreCore:
             return
         try:
             if success and self.mode == "r+" and self.has_changes():
-                self.commit(wait=True)
+                self._commit_last()
         finally:
             # What was not committed goes with the memory that holds it: that is the rollback.
             self.close(checkpoint_first=success)
+
+    def _commit_last(self) -> None:
+        """Commit; metadata that cannot be written is raised, but takes no rows with it."""
+        try:
+            self.commit(wait=True)
+        except ArgumentError:
+            self.metadata = copy_metadata(self.committed.metadata)
+            self.commit(wait=True)
+            raise
 
     def release(self) -> None:
         """Let go of every file and all memory."""
@@ -406,7 +416,15 @@ class StoreCore:
         keep = self.lock
         self.__dict__.update(fresh.__dict__)
         self.lock = keep
+        fresh.closed = "adopted"
         _LIVE.discard(fresh)
+
+    def __del__(self) -> None:
+        """A store that nobody holds any more lets go of its files and its lock, as close() does
+        without a checkpoint."""
+        if getattr(self, "closed", "never opened") is None:
+            with suppress(Exception):
+                self.release()
 
     def disown(self) -> None:
         """In a forked child: close the descriptors without a word to the lock."""
@@ -436,7 +454,7 @@ def copy_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     import json
 
     try:
-        copied = json.loads(json.dumps(metadata, allow_nan=False))
+        copied = json.loads(json.dumps(metadata, allow_nan=False, default=_plain_number))
     except (TypeError, ValueError) as error:
         raise ArgumentError(
             f"metadata: expected what JSON can hold (strings, numbers, lists, dicts), {error}"
@@ -444,6 +462,13 @@ def copy_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(copied, dict):
         raise ArgumentError(f"metadata: expected a dict, got {type(metadata).__name__}")
     return copied
+
+
+def _plain_number(value: object) -> object:
+    """NumPy's scalars count as numbers: a loss is often one."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"got {type(value).__name__}")
 
 
 def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
