@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError
+from sparse_embed.storage.files import explained
 
 _BLOCK = 1 << 14
 Weights = Callable[[IndexArray], FloatArray]
@@ -34,7 +35,10 @@ def write(
         raise ArgumentError(f"path: expected a suffix of {', '.join(writers)}, got {path.name!r}")
     if names is not None and path.suffix in (".npy", ".safetensors"):
         raise ArgumentError(f"names: {path.suffix} files hold row numbers, not names")
-    writers[path.suffix]()
+    if (path.parent / "store.json").exists():
+        raise ArgumentError(f"path: {str(path.parent)!r} is a store; export to a place outside it")
+    with explained(f"cannot write {str(path)!r}"):
+        writers[path.suffix]()
     return len(rows)
 
 
@@ -76,7 +80,11 @@ def _safetensors(path: Path, rows: IndexArray | range, dim: int, weights_of: Wei
 def _names(names: object, rows: IndexArray | range) -> list[str] | None:
     if names is None:
         return None
-    found = [str(name) for name in names]  # type: ignore[attr-defined]
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ArgumentError(f"names: expected a list of strings, got {type(names).__name__}")
+    found = list(names)
+    if not all(isinstance(name, str) for name in found):
+        raise ArgumentError("names: expected strings only")
     if len(found) != len(rows):
         raise ArgumentError(f"names: expected {len(rows)}, one a row, got {len(found)}")
     for name in found:

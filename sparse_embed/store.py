@@ -190,6 +190,14 @@ class Store:
         """Fold commits into the data files (unless checkpoint=False) and let go of everything."""
         self._core.close(checkpoint_first=checkpoint)
 
+    def discard(self) -> None:
+        """Remove a store that was just made and could not be completed: its files, and the
+        directory if nothing else is in it."""
+        if self._core.directory is not None:
+            opening.destroy(self._core, self._core.tables)
+        else:
+            self._core.close(checkpoint_first=False)
+
     def info(self) -> dict[str, Any]:
         """Plain facts about the store and its tables."""
         facts = inspect.info(self._core)

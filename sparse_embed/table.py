@@ -323,6 +323,8 @@ class EmbeddingTable:
             queries: (Q, D) or (D,) float32.
             k: how many; fewer come back when there are fewer rows.
             metric: "cosine", "dot" (largest first) or "euclidean" (the distance, smallest first).
+                In float32: a row whose squares leave its range (numbers below 1e-23 or above 1e19)
+                scores 0 by cosine.
             rows: "trained", "all", or row numbers (n,) to choose from.
 
         Returns:

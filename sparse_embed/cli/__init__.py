@@ -54,6 +54,12 @@ for _command in (
     cli.add_command(_command)
 
 
+def _is_ours(error: BaseException) -> bool:
+    from sparse_embed.errors import SparseEmbedError
+
+    return isinstance(error, SparseEmbedError)
+
+
 def main() -> None:
     """Run the command line, and turn expected failures into one line and an exit code."""
     faulthandler.enable()
@@ -69,13 +75,15 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except (OSError, MemoryError, ImportError) as error:
-        click.echo(f"error: {error or type(error).__name__}", err=True)
+        # Our own OSErrors say in words what the number stands for.
+        named = getattr(error, "strerror", None) if _is_ours(error) else None
+        click.echo(f"error: {named or error or type(error).__name__}", err=True)
         code = 1
     except Exception as error:
-        from sparse_embed.errors import SparseEmbedError
+        from sparse_embed.errors import ArgumentError
 
-        if not isinstance(error, SparseEmbedError):
+        if not _is_ours(error):
             raise
         click.echo(f"error: {error}", err=True)
-        code = 1
+        code = 2 if isinstance(error, ArgumentError) else 1
     sys.exit(code)

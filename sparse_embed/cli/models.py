@@ -36,7 +36,7 @@ def train() -> None:
     "--evaluate",
     "held_out",
     is_flag=True,
-    help="Hold out one item of each user with at least 5, and measure.",
+    help="Hold out one item of each user with at least 5, and measure; the model never sees them.",
 )
 @json_option
 def recommender(
@@ -93,8 +93,8 @@ def recommender(
                     )
     if quality and not as_json:
         metrics = [name for name in quality["model"] if name != "users"]
-        rows = [[name, *[found[metric] for metric in metrics]] for name, found in quality.items()]
-        table(["", *metrics], rows)
+        rows = [[metric, *[found[metric] for found in quality.values()]] for metric in metrics]
+        table(["", *quality], rows)
     facts = {
         "model": output,
         "users": users,

@@ -214,9 +214,17 @@ def import_(
         raise click.ClickException(
             f"{beside}: expected {len(vectors)} row numbers, found {indices.dtype} {indices.shape}"
         )
+    rows = int(indices.max()) + 1 if num_embeddings is None else num_embeddings
+    # Before anything is made: a refused import leaves nothing behind.
+    if int(indices.min()) < 0 or int(indices.max()) >= rows:
+        raise click.ClickException(
+            f"{beside}: row numbers from {indices.min()} to {indices.max()} for {rows} rows"
+        )
+    if len(np.unique(indices)) != len(indices):
+        raise click.ClickException(f"{beside}: a row number stands there twice")
     created = EmbeddingTable.create(
         path,
-        num_embeddings=int(indices.max()) + 1 if num_embeddings is None else num_embeddings,
+        num_embeddings=rows,
         embedding_dim=vectors.shape[1],
         init=Zeros(),
         optimizer=_optimizer(optimizer, lr),

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import scipy.sparse
 
 from sparse_embed._typing import FloatArray, IndexArray
+from sparse_embed._validate import as_integer
 from sparse_embed.errors import ArgumentError, NotAStoreError, SparseEmbedError
 from sparse_embed.initializers import Initializer
 from sparse_embed.optim import Optimizer
@@ -420,9 +421,7 @@ class FactorModel(ABC):
 
 
 def _integer(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ArgumentError(f"{name}: expected an integer, got {value!r}")
-    number = int(value.__index__())
+    number = as_integer(name, value)
     if number < least:
         raise ArgumentError(f"{name}: expected at least {least}, got {number}")
     return number

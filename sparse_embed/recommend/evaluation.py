@@ -148,7 +148,10 @@ def evaluate(
     Notes:
         Users are ranked in blocks of 1024; no users x items matrix is built.
     """
-    ks = sorted({k} if isinstance(k, int) else set(k))
+    lengths = [k] if hasattr(k, "__index__") else list(k)
+    if not all(hasattr(length, "__index__") for length in lengths):
+        raise ArgumentError(f"k: expected integers, got {k!r}")
+    ks = sorted({int(length) for length in lengths})
     if not ks or ks[0] < 1:
         raise ArgumentError(f"k: expected lengths of at least 1, got {k!r}")
     train_matrix = as_interactions(train, "train")

@@ -34,16 +34,20 @@ def create_store(
     dim, seed = description["embedding_dim"], description["seed"]
     # Different seeds: user r and item r must not start at the same place.
     tables = {"users": (shape[0], dim, 2 * seed), "items": (shape[1], dim + 1, 2 * seed + 1)}
-    for name, (rows, columns, table_seed) in tables.items():
-        store.create_table(
-            name,
-            num_embeddings=rows,
-            embedding_dim=columns,
-            init=init,
-            optimizer=optimizer,
-            seed=table_seed,
-            cache_bytes=cache_bytes,
-        )
+    try:
+        for name, (rows, columns, table_seed) in tables.items():
+            store.create_table(
+                name,
+                num_embeddings=rows,
+                embedding_dim=columns,
+                init=init,
+                optimizer=optimizer,
+                seed=table_seed,
+                cache_bytes=cache_bytes,
+            )
+    except BaseException:
+        store.discard()
+        raise
     store.metadata["model"] = dict(description)
     store.metadata["epochs_done"] = 0
     return store

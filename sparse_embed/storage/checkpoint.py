@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
 import zipfile
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from sparse_embed.errors import CorruptStoreError
 from sparse_embed.kernels.rowio import read_serial
 from sparse_embed.storage import files, manifest
+from sparse_embed.storage.background import Background
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import Meta, segment_name
 from sparse_embed.storage.journal import Frame, Journal, read_failed
@@ -168,9 +168,10 @@ class Fold:
     ) -> None:
         last = source.frames[-1]
         self.upto = last.commit
-        self.new = replace(
-            old, folded=self.upto, folding=self.upto, state=state_of(last.meta), arrays=None
-        )
+        state = state_of(last.meta)
+        # A table made after that commit has its first step and lr in the old state only.
+        state.tables = {**old.state.tables, **state.tables}
+        self.new = replace(old, folded=self.upto, folding=self.upto, state=state, arrays=None)
         self.rows: dict[str, Int64] = {}
         self.error: BaseException | None = None
         self.finished = False
@@ -178,9 +179,17 @@ class Fold:
         self._source = source
         self._files = data_files
         self._arrays = arrays
-        self._thread: threading.Thread | None = None
+        self._background = Background("sparse_embed-fold", self._work)
 
     def run(self) -> None:
+        """Fold, here."""
+        self._background.run()
+
+    def start(self) -> None:
+        """Fold, in a thread."""
+        self._background.start()
+
+    def _work(self) -> None:
         try:
             for name, file in self._files.items():
                 self.rows[name] = write_rows(self._source, name, file)
@@ -193,18 +202,13 @@ class Fold:
         except BaseException as error:
             self.error = error
 
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self.run, name="sparse_embed-fold", daemon=True)
-        self._thread.start()
-
     @property
-    def background(self) -> bool:
-        return self._thread is not None
+    def in_thread(self) -> bool:
+        return self._background.in_thread
 
     @property
     def done(self) -> bool:
-        return self._thread is None or not self._thread.is_alive()
+        return self._background.done
 
     def wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+        self._background.wait()

@@ -60,9 +60,9 @@ class Scratch:
         slots = self._claim(rows.size)
         where = "the scratch file for rows beyond the cache"
         if self._fd < 0:
-            with files.explained(f"cannot create {where}"):
-                with tempfile.TemporaryFile(dir=self._folder) as file:
-                    self._fd = os.dup(file.fileno())
+            making = files.explained(f"cannot create {where}")
+            with making, tempfile.TemporaryFile(dir=self._folder) as file:
+                self._fd = os.dup(file.fileno())
         order = np.argsort(slots)
         at, code = files.CALLS.pwrite_records(
             self._fd, slots[order] * self._record_bytes, data[order].view(np.uint8)
