@@ -5,7 +5,7 @@ B bags · L positions (indices of a batch) · E rows · D columns · U unique in
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,6 @@ FloatArray: TypeAlias = NDArray[np.float32]
 IndexArray: TypeAlias = NDArray[np.int64]
 ByteArray: TypeAlias = NDArray[np.uint8]
 AnyArray: TypeAlias = NDArray[Any]
-
-Mode: TypeAlias = Literal["sum", "mean", "sqrtn", "max"]
-Metric: TypeAlias = Literal["cosine", "dot", "euclidean"]
 
 MODES: tuple[str, ...] = ("sum", "mean", "sqrtn", "max")
 METRICS: tuple[str, ...] = ("cosine", "dot", "euclidean")

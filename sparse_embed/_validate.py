@@ -214,9 +214,9 @@ def as_grad(
 
 
 def as_per_sample_weights(
-    per_sample_weights: object, num_positions: int, mode: str
+    per_sample_weights: object, shape: tuple[int, ...], mode: str
 ) -> FloatArray | None:
-    """Weights of the positions: (L,) float32, or None.
+    """Weights of the positions: float32 of the shape of the indices, flattened; or None.
 
     Raises:
         ArgumentError: wrong dtype or shape, or mode is "max".
@@ -225,7 +225,7 @@ def as_per_sample_weights(
         return None
     if mode == "max":
         raise ArgumentError('per_sample_weights: not defined for mode="max"')
-    return as_grad(per_sample_weights, (num_positions,), name="per_sample_weights")
+    return as_grad(per_sample_weights, shape, name="per_sample_weights").reshape(-1)
 
 
 def as_mode(mode: object) -> str:

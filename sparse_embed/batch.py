@@ -95,10 +95,5 @@ def make_batch(
             offsets, len(checked), include_last_offset=include_last_offset
         )
         lead = (len(starts) - 1,)
-    weights = None
-    if per_sample_weights is not None:
-        if pooling == "max":
-            raise ArgumentError('per_sample_weights: not defined for mode="max"')
-        weights = _validate.as_grad(per_sample_weights, checked.shape, name="per_sample_weights")
-        weights = weights.reshape(-1)
+    weights = _validate.as_per_sample_weights(per_sample_weights, checked.shape, pooling)
     return Batch(checked.reshape(-1), starts, pooling, weights, padding, has_padding, lead)

@@ -211,12 +211,12 @@ def test_fortran_order_is_copied_right():
 
 
 def test_per_sample_weights():
-    assert v.as_per_sample_weights(None, 3, "max") is None
+    assert v.as_per_sample_weights(None, (3,), "max") is None
     weights = np.ones(3, np.float32)
-    assert v.as_per_sample_weights(weights, 3, "mean") is not None
+    assert v.as_per_sample_weights(weights, (3,), "mean") is not None
     for bad, mode in ((weights, "max"), (np.ones(3), "sum"), (weights[:2], "sum")):
         with pytest.raises(ArgumentError, match="per_sample_weights"):
-            v.as_per_sample_weights(bad, 3, mode)
+            v.as_per_sample_weights(bad, (3,), mode)
 
 
 @pytest.mark.parametrize("mode", ["SUM", None, 0, b"sum", ["sum"]])

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_embed.errors import CorruptStoreError
+from sparse_embed.kernels.records import UNSAVED
 from sparse_embed.kernels.rowio import read_cpu
 from sparse_embed.storage.budget import Budget, process_budget
 from sparse_embed.storage.data_file import DataFile
@@ -183,7 +184,7 @@ class RowStore:
     def newer_than_file(self) -> Int64:
         """Sorted rows whose newest version may differ from the data file's."""
         parts = [self.committed.items()[0], self._scratch.rows()]
-        parts.append(self.resident.rows_of(self.resident.flagged(np.uint8(3))))
+        parts.append(self.resident.rows_of(self.resident.flagged(UNSAVED)))
         return np.unique(np.concatenate(parts))
 
     # ---- commits --------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ class StoreCore:
         self.cache: int | Mapping[str, int | None] | None = None
         _LIVE.add(self)
 
-    # ---- making and opening ---------------------------------------------------------------------
+    # ---- tables ---------------------------------------------------------------------------------
 
     def add_table(self, name: str, entry: TableEntry, lr: float, cache: int | None) -> TableCore:
         """A new table.  It is there at once, whatever becomes of the next commit."""
@@ -341,10 +341,6 @@ class StoreCore:
                 core.rows.rollback()
             self._restore_state()
             self.failed = None
-
-    # ---- checkpoint -----------------------------------------------------------------------------
-
-    # ---- looking --------------------------------------------------------------------------------
 
     # ---- the end --------------------------------------------------------------------------------
 
