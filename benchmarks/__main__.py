@@ -10,7 +10,7 @@ import click
 
 from benchmarks import harness, report
 
-SUITES = ("lookup", "train_step", "size", "startup")
+SUITES = ("lookup", "train_step", "size", "startup", "durability")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -75,4 +75,4 @@ def test_results_survive_the_file(tmp_path):
     )
     assert compared.exit_code == 0
     assert "2.00" in compared.output
-    assert CliRunner().invoke(cli, ["list"]).output.count("\n") == 4
+    assert CliRunner().invoke(cli, ["list"]).output.count("\n") == 5

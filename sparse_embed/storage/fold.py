@@ -103,7 +103,7 @@ def finish_fold(core: StoreCore, wait: bool) -> None:
         core.running_fold = None
         if isinstance(fold.error, files.SyncError):
             raise _give_up(core, fold.error)
-        if fold.error is not None and not fold.background:
+        if fold.error is not None and not fold.in_thread:
             raise fold.error
         log.warning("a checkpoint in the background failed, the journal is kept: %s", fold.error)
         return

@@ -21,7 +21,6 @@ import errno
 import mmap
 import os
 import secrets
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 
 from sparse_embed.errors import CorruptStoreError, StoreError, UnsupportedVersionError
 from sparse_embed.storage import files
+from sparse_embed.storage.background import Background
 from sparse_embed.storage.frame import (
     BLOCK,
     DIGEST_BLOCK,
@@ -167,31 +167,32 @@ class PendingCommit:
 
     def __init__(self, frame: Frame, finish: Callable[[], int]) -> None:
         self.frame = frame
-        self.error: BaseException | None = None
+        self.error: BaseException | None = StoreError(
+            errno.EINTR, f"commit {frame.commit} was interrupted before it was written"
+        )
         self.digest = 0
         self._finish = finish
-        self._thread: threading.Thread | None = None
+        self._background = Background("sparse_embed-commit", self._work)
 
-    def _run(self) -> None:
+    def _work(self) -> None:
         try:
             self.digest = self._finish()
+            self.error = None
         except BaseException as error:
             self.error = error
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="sparse_embed-commit", daemon=True)
-        self._thread.start()
+        self._background.start()
 
     def run_here(self) -> None:
-        self._run()
+        self._background.run()
 
     @property
     def done(self) -> bool:
-        return self._thread is None or not self._thread.is_alive()
+        return self._background.done
 
     def wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+        self._background.wait()
 
 
 class Journal:
@@ -250,9 +251,9 @@ class Journal:
                 )
             self.chain = header.chain
             while (following is None or commit < following) and (upto is None or commit <= upto):
-                frame = known if known and (number, commit) == (known.segment, known.commit) else (
-                    self._read_frame(segment, commit, self.chain, verify=commit > folded)
-                )
+                frame = known
+                if known is None or (known.segment, known.commit) != (number, commit):
+                    frame = self._read_frame(segment, commit, self.chain, verify=commit > folded)
                 if frame is None:
                     if following is not None:
                         raise CorruptStoreError(
@@ -394,7 +395,14 @@ class Journal:
                 frame.data_at + section.at,
                 self._where(frame.segment),
             )
-            found[section.name] = np.ndarray(section.shape, section.dtype, data).copy()
+            try:
+                array = np.ndarray(section.shape, section.dtype, data)
+            except (ValueError, TypeError) as error:  # extents beyond what NumPy can address
+                where = self._where(frame.segment)
+                raise CorruptStoreError(
+                    errno.EIO, f"{where}: array {section.name!r} of commit {frame.commit}: {error}"
+                ) from None
+            found[section.name] = array.copy()
         return found
 
     # ---- writing --------------------------------------------------------------------------------

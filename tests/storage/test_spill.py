@@ -1,0 +1,200 @@
+"""Rows beyond the cache: the scratch file, the row map, the page map, through commits."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+
+import sparse_embed as se
+from sparse_embed.storage import files
+from sparse_embed.storage.budget import Budget
+from sparse_embed.storage.data_file import DataFile
+from sparse_embed.storage.layout import Layout
+from sparse_embed.storage.rowmap import RowMap
+from sparse_embed.storage.scratch import Scratch
+from tests.crash.workload import Twin, create, open_store, picture, step
+from tests.storage.injected import FULL, always
+
+
+def test_row_map_against_a_dict():
+    rng = np.random.default_rng(0)
+    budget = Budget(0)
+    table = RowMap(budget)
+    expected: dict[int, int] = {}
+    for _ in range(60):
+        keys = rng.choice(4000, rng.integers(0, 300), replace=False).astype(np.int64)
+        values = rng.integers(0, 2**62, keys.size)
+        if rng.random() < 0.6:
+            table.insert(keys, values)
+            expected.update(zip(keys.tolist(), values.tolist(), strict=True))
+        else:
+            table.erase(keys)
+            for key in keys.tolist():
+                expected.pop(key, None)
+        assert table.count == len(expected)
+        assert budget.used == table.nbytes
+        some = rng.integers(0, 4000, 500)
+        assert table.find(some).tolist() == [expected.get(k, -1) for k in some.tolist()]
+        found = dict(zip(*(a.tolist() for a in table.items()), strict=True))
+        assert found == expected
+    table.release()
+    assert budget.used == 0
+
+
+def test_row_map_counts_again_after_an_interrupt(monkeypatch):
+    table = RowMap(Budget(0))
+    table.insert(np.arange(10), np.arange(10))
+
+    class Interrupting:
+        def __radd__(self, other):
+            raise KeyboardInterrupt
+
+        def __int__(self):
+            raise KeyboardInterrupt
+
+    from sparse_embed.kernels import rowmap as kernels
+
+    insert = kernels.insert_cpu()
+    monkeypatch.setattr(kernels, "insert_cpu", lambda: lambda *a: (insert(*a), Interrupting())[1])
+    with pytest.raises(KeyboardInterrupt):
+        table.insert(np.arange(5, 20), np.arange(15))
+    monkeypatch.undo()
+    assert table.count == 20
+    assert sorted(table.items()[0].tolist()) == list(range(20))
+
+
+def test_scratch_reuses_slots(tmp_path):
+    budget = Budget(1 << 20)
+    scratch = Scratch(tmp_path, 32, budget)
+    rng = np.random.default_rng(1)
+    held: dict[int, np.ndarray] = {}
+    for _ in range(40):
+        rows = rng.choice(300, 60, replace=False).astype(np.int64)
+        new = np.array([r for r in rows if r not in held], np.int64)
+        data = rng.standard_normal((new.size, 8)).astype(np.float32)
+        flags = np.ones(new.size, np.uint8)
+        scratch.admit(new, scratch.write(new, data, flags), flags)
+        held.update(zip(new.tolist(), data, strict=True))
+        back = np.array(sorted(held)[::3], np.int64)
+        slots = scratch.find(back)
+        assert (slots >= 0).all()
+        out = np.empty((back.size, 8), np.float32)
+        scratch.read(slots, out)
+        assert all(np.array_equal(out[i], held[r]) for i, r in enumerate(back.tolist()))
+        scratch.remove(back, slots)
+        for row in back.tolist():
+            del held[row]
+        assert scratch.count == len(held)
+    assert scratch.nbytes <= 300 * 32
+    assert list(tmp_path.iterdir()) == []
+    scratch.release()
+    assert budget.used == 0
+
+
+def test_page_map_never_calls_data_a_hole(tmp_path):
+    directory = files.Directory(tmp_path)
+    layout = Layout(200_000, 5, (("weight", 5),))
+    file = DataFile.create(directory, "t.npy", layout)
+    rng = np.random.default_rng(2)
+    rows = np.sort(rng.choice(200_000, 500, replace=False))
+    data = rng.standard_normal((500, layout.lanes)).astype(np.float32)
+    at, code = files.CALLS.pwrite_records(file.fd, file.offsets(rows), data.view(np.uint8))
+    assert (at, code) == (-1, 0)
+    file.pages.mark(file.offsets(rows), layout.record_bytes)
+    again = DataFile.open(directory, "t.npy", layout, writable=False)
+    for one in (file, again):
+        assert one.maybe_stored(rows).all()
+        assert not one.maybe_stored(np.arange(200_000)).all()
+        out = np.empty((500, layout.lanes), np.float32)
+        one.read(rows, out)
+        assert np.array_equal(out, data)
+        assert np.array_equal(one.written(), rows)
+        one.close()
+    directory.close()
+
+
+def test_records_longer_than_a_page(tmp_path):
+    with se.EmbeddingTable.create(
+        tmp_path / "m", num_embeddings=500, embedding_dim=2500, cache_bytes=1
+    ) as table:
+        rng = np.random.default_rng(3)
+        expected = table.lookup(np.arange(500))
+        for _ in range(4):
+            rows = rng.choice(500, 60, replace=False)
+            expected[rows] = rng.standard_normal((60, 2500)).astype(np.float32)
+            table.assign(rows, expected[rows])
+            table.commit()
+        table.checkpoint()
+        table.assign([7], expected[[8]])
+        expected[7] = expected[8]
+    with se.EmbeddingTable.open(tmp_path / "m", cache_bytes=1) as table:
+        assert np.array_equal(table.lookup(np.arange(500)), expected)
+
+
+def test_spilled_rows_through_commits_rollbacks_and_checkpoints(tmp_path):
+    """A long random life of a store whose table does not fit, against a twin that does."""
+    twin, rng = Twin(), np.random.default_rng(4)
+    store = create(tmp_path / "m")
+    assert store.info()["tables"]["users"]["resident"] == "indexed"
+    assert store.info()["tables"]["items"]["resident"] == "identity"
+    now = committed = spilled = 0
+    for _ in range(150):
+        what = rng.integers(0, 10)
+        if what < 4:
+            now += 1
+            step(store, now)
+            spilled = max(spilled, store.info()["tables"]["users"]["spilled_bytes"])
+        elif what < 7:
+            store.commit(wait=bool(what % 2))
+            committed = now
+        elif what == 7:
+            store.rollback()
+            now = committed
+        elif what == 8:
+            store.checkpoint()
+        else:
+            store.close(checkpoint=bool(rng.integers(0, 2)))
+            store = open_store(tmp_path / "m")
+            now = committed
+        assert picture(store) == twin.picture(now)
+    assert spilled > 0
+    store.close()
+
+
+def test_a_full_disk_while_spilling_changes_nothing(tmp_path, inject):
+    twin = Twin()
+    store = create(tmp_path / "m")
+    step(store, 1)
+    store.commit()
+    calls = inject(always(FULL, "pwrite_records"))
+    rows = np.arange(700)
+    with pytest.raises(se.SparseEmbedError) as caught:  # noqa: PT012
+        for n in range(50):
+            store.tables["users"].update(np.ones((40, 4), np.float32), rows[n * 13 : n * 13 + 40])
+    assert isinstance(caught.value, OSError) and caught.value.errno == errno.ENOSPC
+    assert "scratch" in str(caught.value)
+    calls.stop()
+    store.rollback()
+    assert picture(store) == twin.picture(1)
+    step(store, 2)
+    store.commit()
+    assert picture(store) == twin.picture(2)
+    store.close()
+
+
+def test_a_full_disk_in_a_lookup_fails_nothing(tmp_path, inject):
+    store = create(tmp_path / "m")
+    table = store.tables["users"]
+    table.update(np.ones((40, 4), np.float32), np.arange(40))
+    before = table.lookup(np.arange(40))
+    calls = inject(always(FULL, "pwrite_records"))
+    with pytest.raises(se.StoreError, match="scratch"):
+        table.lookup(np.arange(100, 140))
+    assert np.array_equal(table.lookup(np.arange(40)), before)  # and it is not failed
+    store.commit()
+    assert table.lookup(np.arange(100, 140)).shape == (40, 4)
+    assert np.array_equal(table.lookup(np.arange(40)), before)
+    calls.stop()
+    store.close()
