@@ -182,8 +182,14 @@ def kill_once(
     return PHASES[phase[0]], acknowledged
 
 
-def run(folder: Path, kills: int, seed: int, forked: bool | None = None) -> dict[str, Any]:
-    """Kill `kills` children of one store after another; everything is checked after each."""
+def run(
+    folder: Path, kills: int, seed: int, forked: bool | None = None, least_acknowledged: int = 0
+) -> dict[str, Any]:
+    """Kill `kills` children of one store after another; everything is checked after each.
+
+    Goes on (up to 20 times as many) until children acknowledged `least_acknowledged` commits: on a
+    machine that still compiles, the first ones are killed before they come to any.
+    """
     if forked is None:
         forked = numba.threading_layer() == "tbb" if _threads_started() else True
     rng = np.random.default_rng(seed)
@@ -204,7 +210,9 @@ def run(folder: Path, kills: int, seed: int, forked: bool | None = None) -> dict
         shared.flush()
         phase = mmap.mmap(shared.fileno(), 4096)
         create(path).close()
-        for n in range(kills):
+        for n in range(20 * kills):
+            if n >= kills and acknowledged_commits >= least_acknowledged:
+                break
             where, told = kill_once(path, rng, phase, shared.name, forked)
             counts[where] += 1
             if told[0] > kept[0]:

@@ -13,9 +13,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this
 
 
 def test_ten_kills(tmp_path):
-    facts = kill.run(tmp_path, kills=10, seed=3)
+    facts = kill.run(tmp_path, kills=10, seed=3, least_acknowledged=3)
     assert facts["mismatches"] == []
-    assert facts["kills"] == 10
+    assert facts["kills"] >= 10
     assert facts["acknowledged_commits"] >= 3
 
 
