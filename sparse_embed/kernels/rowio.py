@@ -66,6 +66,21 @@ def _run_end(offsets, size, begin, end):
     return j
 
 
+@device_function
+def _read_run(fd, address, total, offset):
+    """Read `total` bytes, however the kernel splits them: 0, errno, or -1 where the file ends."""
+    done = np.int64(0)
+    while done < total:
+        where = _pointer(address + np.uint64(done))
+        got = _pread(np.int32(fd), where, np.uint64(total - done), offset + done)
+        if got < 0:
+            return np.int64(_errno())
+        if got == 0:
+            return np.int64(-1)
+        done += got
+    return np.int64(0)
+
+
 @functools.cache
 def read_cpu():
     digest = DIGEST
@@ -89,16 +104,10 @@ def read_cpu():
             i = begin
             while i < end:
                 j = _run_end(offsets, size, i, end)
-                done, total = np.int64(0), np.int64((j - i) * size)
-                while done < total:
-                    where = _pointer(base + np.uint64(i * size) + np.uint64(done))
-                    got = _pread(np.int32(fd), where, np.uint64(total - done), offsets[i] + done)
-                    if got <= 0:
-                        failed[c] = i
-                        codes[c] = _errno() if got < 0 else 0
-                        break
-                    done += got
-                if failed[c] >= 0:
+                total = np.int64((j - i) * size)
+                code = _read_run(fd, base + np.uint64(i * size), total, offsets[i])
+                if code != 0:
+                    failed[c], codes[c] = i, max(code, np.int64(0))
                     break
                 i = j
         for c in range(_CHUNKS):
@@ -122,13 +131,10 @@ def read_serial():
         i = 0
         while i < n:
             j = _run_end(offsets, size, i, n)
-            done, total = np.int64(0), np.int64((j - i) * size)
-            while done < total:
-                where = _pointer(base + np.uint64(i * size) + np.uint64(done))
-                got = _pread(np.int32(fd), where, np.uint64(total - done), offsets[i] + done)
-                if got <= 0:
-                    return np.int64(i), np.int64(_errno() if got < 0 else 0)
-                done += got
+            total = np.int64((j - i) * size)
+            code = _read_run(fd, base + np.uint64(i * size), total, offsets[i])
+            if code != 0:
+                return np.int64(i), max(code, np.int64(0))
             i = j
         return np.int64(-1), np.int64(0)
 

@@ -8,6 +8,7 @@ A vocabulary's bags are hashed once and copied from then on (`NgramHasher.vocabu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -100,27 +101,10 @@ class NgramHasher:
             ArgumentError: integers, a missing word under "raise"; or as `KeyHasher.__call__`.
         """
         guard_fork()
-        parts: list[Bags] = []
-        position = 0
-        for chunk in as_column(words, "words").chunks:
-            parts.append(self._chunk(chunk, position))
-            position += len(chunk)
-        return concatenate_bags(parts)
+        return bags_of(words, "words", self.missing, self._strings)
 
-    def _chunk(self, chunk: Strings | Ids | Coded, position: int) -> Bags:
+    def _strings(self, chunk: Strings) -> Bags:
         missing = chunk.missing
-        if missing is not None and missing.any() and self.missing == "raise":
-            raise ArgumentError(
-                f"words[{position + first_true(missing)}] is missing (None, NaN or null):"
-                ' drop it, or pass missing="skip" for an empty bag'
-            )
-        if isinstance(chunk, Coded):
-            codes = chunk.codes if missing is None else np.where(missing, -1, chunk.codes)
-            return take_bags(codes, self._chunk(chunk.distinct, position))
-        if isinstance(chunk, Ids):
-            if missing is not None and missing.all():
-                return np.empty(0, np.int64), np.zeros(len(chunk) + 1, np.int64)
-            raise ArgumentError("words: expected strings, got integers")
         layout = hashing.SPANS if chunk.spans else hashing.OFFSETS
         floret = self.scheme == "floret"
         words = (chunk.base, chunk.starts, chunk.lengths)
@@ -247,6 +231,39 @@ class NgramVocabulary:
         offsets = np.concatenate((self.offsets, new_offsets[1:] + len(self.indices)))
         numbers[unknown] = len(self) + np.arange(len(unknown))
         return take_bags(numbers, (indices, offsets))
+
+
+def bags_of(values: Any, name: str, missing_rule: str, strings: Callable[[Strings], Bags]) -> Bags:
+    """The bags of a column of strings, chunk by chunk; `strings` makes those of plain strings.
+
+    A missing value is an empty bag, or an error under the rule "raise".
+
+    Raises:
+        ArgumentError: integers, or a missing value under "raise"; names the argument and place.
+    """
+
+    def of_chunk(chunk: Strings | Ids | Coded, position: int) -> Bags:
+        missing = chunk.missing
+        if missing is not None and missing.any() and missing_rule == "raise":
+            raise ArgumentError(
+                f"{name}[{position + first_true(missing)}] is missing (None, NaN or null):"
+                ' drop it, or pass missing="skip" for an empty bag'
+            )
+        if isinstance(chunk, Coded):
+            codes = chunk.codes if missing is None else np.where(missing, -1, chunk.codes)
+            return take_bags(codes, of_chunk(chunk.distinct, position))
+        if isinstance(chunk, Ids):
+            if missing is not None and missing.all():
+                return np.empty(0, np.int64), np.zeros(len(chunk) + 1, np.int64)
+            raise ArgumentError(f"{name}: expected strings, got integers")
+        return strings(chunk)
+
+    parts: list[Bags] = []
+    position = 0
+    for chunk in as_column(values, name).chunks:
+        parts.append(of_chunk(chunk, position))
+        position += len(chunk)
+    return concatenate_bags(parts)
 
 
 def take_bags(which: Indices, bags: Bags) -> Bags:

@@ -14,10 +14,9 @@ from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels import hashing, word_ngram_kernels
 from sparse_embed.kernels._jit import guard_fork
 from sparse_embed.keys.census import Census
-from sparse_embed.keys.chunks import Coded, Ids, Strings, first_true
+from sparse_embed.keys.chunks import Strings
 from sparse_embed.keys.hasher import KeyHasher, checked_integer
-from sparse_embed.keys.input import as_column
-from sparse_embed.keys.ngrams import Bags, Indices, concatenate_bags, take_bags
+from sparse_embed.keys.ngrams import Bags, Indices, bags_of
 
 _SCHEMES = {"murmur3": hashing.MURMUR3, "fasttext": hashing.FASTTEXT}
 
@@ -99,27 +98,10 @@ class WordNgramHasher:
             ArgumentError: integers, a missing text under "raise"; or as `KeyHasher.__call__`.
         """
         guard_fork()
-        parts: list[Bags] = []
-        position = 0
-        for chunk in as_column(texts, "texts").chunks:
-            parts.append(self._chunk(chunk, position))
-            position += len(chunk)
-        return concatenate_bags(parts)
+        return bags_of(texts, "texts", self.missing, self._strings)
 
-    def _chunk(self, chunk: Strings | Ids | Coded, position: int) -> Bags:
+    def _strings(self, chunk: Strings) -> Bags:
         missing = chunk.missing
-        if missing is not None and missing.any() and self.missing == "raise":
-            raise ArgumentError(
-                f"texts[{position + first_true(missing)}] is missing (None, NaN or null):"
-                ' drop it, or pass missing="skip" for an empty bag'
-            )
-        if isinstance(chunk, Coded):
-            codes = chunk.codes if missing is None else np.where(missing, -1, chunk.codes)
-            return take_bags(codes, self._chunk(chunk.distinct, position))
-        if isinstance(chunk, Ids):
-            if missing is not None and missing.all():
-                return np.empty(0, np.int64), np.zeros(len(chunk) + 1, np.int64)
-            raise ArgumentError("texts: expected strings, got integers")
         layout = hashing.SPANS if chunk.spans else hashing.OFFSETS
         place = (chunk.base, chunk.starts, chunk.lengths, int(self.end_of_line))
         tokens = np.zeros(len(chunk) + 1, np.int64)
