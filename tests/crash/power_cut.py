@@ -122,6 +122,20 @@ def small_machine() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def counted_folds(counts: Counts) -> Iterator[None]:
+    """Count the checkpoints that start in the background."""
+    plain = fold.fold_in_background
+
+    def counted(core: Any) -> None:
+        before = core.running_fold
+        plain(core)
+        counts.background_checkpoints += core.running_fold is not before
+
+    with mock.patch.object(fold, "fold_in_background", counted):
+        yield
+
+
 class Run:
     """One recorded life of a store."""
 
@@ -371,12 +385,16 @@ def _train_on(store: se.Store, found: State, folder: Path, rng: np.random.Genera
             raise AssertionError(f"commit {new.commit} after the recovery reads wrongly")
 
 
-def recover_recorded(folder: Path, work: Path, found: State, rng: np.random.Generator) -> Recording:
+def recover_recorded(
+    folder: Path,
+    found: State,
+    rng: np.random.Generator,
+    recording: Recording,
+    make: MakeCalls = RecordingCalls,
+) -> Recording:
     """Record an opening, a commit and perhaps a checkpoint on an image; all of it can be cut."""
-    base = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "lock"}
-    recording = Recording(base)
     recording.mark(("acknowledged", found))
-    with mock.patch.object(files, "CALLS", RecordingCalls(recording, folder)):
+    with mock.patch.object(files, "CALLS", make(recording, folder)):
         store = open_store(folder)
         if found.tables:
             new = State(found.commit + 1, found.tables, (*found.steps, 2000))
@@ -407,7 +425,8 @@ def cut_at(
     try:
         found = check(image, states, counts, rng)
         if twice and found is not None:
-            second = recover_recorded(keep, folder, found, rng)
+            base = {p.name: p.read_bytes() for p in keep.iterdir() if p.name != "lock"}
+            second = recover_recorded(keep, found, rng, Recording(base))
             at = int(rng.integers(1, len(second.events) + 1))
             again = folder / "again"
             again.mkdir()
@@ -458,14 +477,7 @@ def explore(
     """Recorded runs, each cut `cuts_a_run` times."""
     rng = np.random.default_rng(seed)
     counts = Counts()
-    plain = fold.fold_in_background
-
-    def counted(core: Any) -> None:
-        before = core.running_fold
-        plain(core)
-        counts.background_checkpoints += core.running_fold is not before
-
-    with small_machine(), mock.patch.object(fold, "fold_in_background", counted):
+    with small_machine(), counted_folds(counts):
         while counts.cuts < cuts:
             with tempfile.TemporaryDirectory(dir=folder) as name:
                 work = Path(name)
@@ -487,6 +499,17 @@ def explore(
     return counts
 
 
+def visited_enough(counts: Counts, cuts: int) -> bool:
+    """Without this a harness whose runs die early would find no failures either."""
+    return (
+        counts.commits > cuts // 5
+        and counts.checkpoints > 0
+        and counts.background_checkpoints > 0
+        and counts.spilling_steps > 0
+        and len(counts.states) > cuts // 10
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -501,14 +524,7 @@ def main() -> int:
     print(json.dumps(facts, indent=1))
     for failure in counts.failures[:10]:
         print(failure)
-    visited = (
-        counts.commits > asked.cuts // 5
-        and counts.checkpoints > 0
-        and counts.background_checkpoints > 0
-        and counts.spilling_steps > 0
-        and len(counts.states) > asked.cuts // 10
-    )
-    return 0 if visited and not counts.failures else 1
+    return 0 if visited_enough(counts, asked.cuts) and not counts.failures else 1
 
 
 if __name__ == "__main__":
