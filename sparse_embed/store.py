@@ -24,6 +24,7 @@ from sparse_embed.making import (
 )
 from sparse_embed.optim import Optimizer
 from sparse_embed.storage import fold, inspect, opening
+from sparse_embed.storage import verify as checking
 from sparse_embed.storage.store import StoreCore
 from sparse_embed.table import EmbeddingTable
 
@@ -205,9 +206,13 @@ class Store:
             facts["tables"] = {name: table_info(core) for name, core in self._core.tables.items()}
         return facts
 
-    def verify(self) -> dict[str, Any]:
+    def verify(self, progress: checking.Progress | None = None) -> dict[str, Any]:
         """Check everything that can be checked, from disk: store.json, journal checksums, row
-        numbers, headers and lengths of data files, padding of the records they hold.
+        numbers, headers and lengths of data files, padding of the records they hold, and that rows
+        of folded commits which the journal still has lie in the data files as it says.
+
+        Args:
+            progress: called with the bytes read so far and the bytes to be read in all.
 
         Returns:
             what was checked, as counts.
@@ -215,7 +220,7 @@ class Store:
         Raises:
             CorruptStoreError: names the file, the place and what was found.
         """
-        return inspect.verify(self._core)
+        return checking.verify(self._core, progress)
 
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else repr(str(self.path))

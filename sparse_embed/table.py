@@ -29,6 +29,7 @@ from sparse_embed.making import (
 from sparse_embed.optim import Optimizer, check_lr
 from sparse_embed.sparse_grad import SparseGrad
 from sparse_embed.storage import fold, inspect, opening
+from sparse_embed.storage import verify as checking
 from sparse_embed.storage.store import StoreCore, TableCore
 
 _ONE_TABLE = "rows"
@@ -599,13 +600,13 @@ class EmbeddingTable:
         with self._core.using(write=False):
             return facts | table_info(self._core.tables[self._name])
 
-    def verify(self) -> dict[str, Any]:
+    def verify(self, progress: checking.Progress | None = None) -> dict[str, Any]:
         """Check everything that can be checked, from disk; see `Store.verify`.
 
         Raises:
             CorruptStoreError: names the file, the place and what was found.
         """
-        return inspect.verify(self._core)
+        return checking.verify(self._core, progress)
 
     def export(
         self,

@@ -1,6 +1,6 @@
 """Run as a program: train far more rows than the cache holds; print how anonymous memory grew.
 
-    python -m tests.memory_run FOLDER CACHE_BYTES
+python -m tests.memory_run FOLDER CACHE_BYTES
 """
 
 from __future__ import annotations

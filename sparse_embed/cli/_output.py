@@ -14,7 +14,7 @@ import click
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 Advance = Callable[..., None]
-"""Called with the units done so far, and optionally `note=` a few words."""
+"""Called with the units done so far, and optionally `note=` a few words and `total=`."""
 
 
 def plain(value: Any) -> Any:
@@ -97,10 +97,10 @@ def progress_bar(
     """A bar on stderr while the block runs; silent with `--json`.  `transient` bars vanish.
 
     Yields:
-        advance(done, note=""): how far it is.
+        advance(done, note="", total=...): how far it is, and of how much if that is known late.
     """
     if as_json:
-        yield lambda done, note="": None
+        yield lambda done, note="", total=None: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -116,8 +116,8 @@ def progress_bar(
     with Progress(*columns, console=console, transient=transient) as bar:
         task = bar.add_task(description, total=total, note="")
 
-        def advance(done: float, note: str = "") -> None:
-            bar.update(task, completed=done, note=note)
+        def advance(done: float, note: str = "", total: float | None = total) -> None:
+            bar.update(task, completed=done, total=total, note=note)
 
         yield advance
 

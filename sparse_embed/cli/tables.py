@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +99,8 @@ def verify(path: Path, as_json: bool) -> None:
     """Check every checksum, header and length of the store at PATH; exit code 1 on damage."""
     store = _open(path, as_json)
     try:
-        with waiting("verifying", as_json):
-            checked = store.verify()
+        with progress_bar("verifying", None, as_json or not sys.stderr.isatty()) as advance:
+            checked = store.verify(lambda done, total: advance(done, total=total))
     finally:
         store.close(checkpoint=False)
     emit({"ok": True, **checked}, as_json, f"{path}: no damage found")

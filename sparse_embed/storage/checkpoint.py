@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,10 +31,12 @@ from sparse_embed.storage.background import Background
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import Meta, segment_name
 from sparse_embed.storage.journal import Frame, Journal, read_failed
+from sparse_embed.storage.layout import Layout
 from sparse_embed.storage.manifest import ArraysFile, CommitState, Manifest
 from sparse_embed.storage.rows import places_of, split_places
 
 Int64 = NDArray[np.int64]
+Floats = NDArray[np.float32]
 _CHUNK_BYTES = 4 << 20
 
 
@@ -67,24 +70,31 @@ class Source:
         return unique, np.concatenate(places)[first]
 
 
-def write_rows(source: Source, name: str, file: DataFile) -> Int64:
-    """Write the newest versions of a table's rows to its data file; returns them.  No fsync."""
+def versions(source: Source, name: str, layout: Layout) -> Iterator[tuple[Int64, Floats]]:
+    """(rows, their newest versions (n, lanes)) of one table, ascending, in pieces."""
     rows, places = source.newest(name)
-    lanes = file.layout.lanes
-    chunk = max(1, _CHUNK_BYTES // file.layout.record_bytes)
+    chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
     for begin in range(0, rows.size, chunk):
         part = rows[begin : begin + chunk]
-        data = np.empty((part.size, lanes), np.float32)
+        data = np.empty((part.size, layout.lanes), np.float32)
         for number, at, offsets in split_places(places[begin : begin + chunk]):
-            some = np.empty((at.size, lanes), np.float32)
+            some = np.empty((at.size, layout.lanes), np.float32)
             failed, code = read_serial()(source.fds[number], offsets, some.view(np.uint8))
             if failed >= 0:
                 read_failed(int(code), segment_name(number))
             data[at] = some
-        failed, code = files.CALLS.pwrite_records(file.fd, file.offsets(part), data.view(np.uint8))
+        yield part, data
+
+
+def write_rows(source: Source, name: str, file: DataFile) -> Int64:
+    """Write the newest versions of a table's rows to its data file; returns them.  No fsync."""
+    written = [np.empty(0, np.int64)]
+    for rows, data in versions(source, name, file.layout):
+        failed, code = files.CALLS.pwrite_records(file.fd, file.offsets(rows), data.view(np.uint8))
         if failed >= 0:
             files.raise_errno(int(code), f"cannot write rows to {file.where}")
-    return rows
+        written.append(rows)
+    return np.concatenate(written)
 
 
 def state_of(meta: Meta) -> CommitState:

@@ -183,18 +183,17 @@ class DataFile:
         found = [begin + np.flatnonzero(data.view("<u4")[:, 0]) for begin, data in self.blocks()]
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
-    def verify(self) -> int:
-        """Read every record; CorruptStoreError when padding lanes are not zero.  Returns rows."""
+    def verify(self) -> Iterator[tuple[int, int]]:
+        """Read every record, (bytes, rows found) at a time; CorruptStoreError when padding lanes
+        are not zero."""
         used = 4 * sum(lanes for _, lanes in self.layout.fields)
-        rows = 0
         for begin, data in self.blocks():
             bad = np.flatnonzero(data[:, used:].any(axis=1))
             if bad.size:
                 raise CorruptStoreError(
                     errno.EIO, f"{self.where}: row {begin + bad[0]} has bytes in its padding"
                 )
-            rows += int(np.count_nonzero(data.view("<u4")[:, 0]))
-        return rows
+            yield data.size, int(np.count_nonzero(data.view("<u4")[:, 0]))
 
     def copy_to(self, other: DataFile) -> None:
         """Copy every page that holds data to a new file of the same layout.  No fsync."""

@@ -1,18 +1,16 @@
-"""Looking at a store, checking it, copying it: nothing here changes it."""
+"""Looking at a store and copying it: nothing here changes it."""
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparse_embed.errors import CorruptStoreError
 from sparse_embed.storage import checkpoint, files, lock, manifest
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.fold import finish_fold
-from sparse_embed.storage.journal import Frame, Journal
+from sparse_embed.storage.frame import segment_name
 from sparse_embed.storage.manifest import file_name
 from sparse_embed.storage.opening import create_store, destroy
 from sparse_embed.storage.store import StoreCore, copy_metadata
@@ -40,11 +38,31 @@ def info(core: StoreCore) -> dict[str, Any]:
                 "uuid": core.manifest.uuid.hex(),
                 "folded_commit": core.manifest.folded,
                 "journal_bytes": core.journal.bytes,
-                "journal_segments": len(core.journal.segments),
+                "journal_segments": {
+                    segment_name(number): segment.size
+                    for number, segment in sorted(core.journal.segments.items())
+                },
                 "commits_in_journal": [frame.commit for frame in core.frames],
                 "readers": _reader_pids(core),
+                "recovery": _recovery(core),
             }
         return facts
+
+
+def _recovery(core: StoreCore) -> dict[str, Any]:
+    """What the next opening for writing would find to do, were the writer killed now."""
+    said = core.manifest
+    return {
+        "opens_at_commit": core.settled_commit,
+        "commits_to_index": len(core.frames),
+        "rows_to_index": sum(
+            section.rows for frame in core.frames for section in frame.meta.tables.values()
+        ),
+        "bytes_to_check": sum(frame.frame_bytes for frame in core.frames),
+        # A fold that was interrupted is done again by the next checkpoint, from the journal.
+        "interrupted_fold_to_commit": (said.folding if said.folding > said.folded else None),
+        "ignores": list(core.notes),
+    }
 
 
 def _reader_pids(core: StoreCore) -> list[int]:
@@ -52,52 +70,6 @@ def _reader_pids(core: StoreCore) -> list[int]:
         return []
     pids = lock.processes_holding(str(core.directory.path / lock.NAME))
     return [pid for pid in pids if pid != os.getpid()]
-
-
-def verify(core: StoreCore) -> dict[str, Any]:
-    """Check everything on disk again; CorruptStoreError names what is wrong."""
-    with core.using(write=False):
-        if core.directory is None:
-            return {"commits_in_journal": 0, "rows": {}}
-        core.finish_flight(wait=True)
-        finish_fold(core, wait=True)
-        now = manifest.read(core.directory)  # for a reader it may be newer than at open
-        frames = _rescan(core, now)
-        checkpoint.read_arrays(core.directory, now.arrays)
-        rows = {}
-        for name, table in core.tables.items():
-            file = DataFile.open(core.directory, file_name(name), table.rows.layout, writable=False)
-            try:
-                rows[name] = file.verify()
-            finally:
-                file.close()
-        return {"commits_in_journal": len(frames), "rows_in_data_files": rows}
-
-
-def _rescan(core: StoreCore, now: manifest.Manifest) -> list[Frame]:
-    """Read and check every frame of the journal again, from disk."""
-    assert core.directory is not None
-    journal = Journal(core.directory, core.manifest.uuid, writable=False)
-    try:
-        frames = journal.scan(now.folded, core.settled_commit)
-        for frame in frames:
-            for name, section in frame.meta.tables.items():
-                rows = journal.indices(frame, section)
-                limit = core.manifest.tables[name].num_embeddings
-                if rows.size and not (rows.min() >= 0 and rows.max() < limit):
-                    raise CorruptStoreError(
-                        errno.EIO, f"commit {frame.commit} names rows outside table {name!r}"
-                    )
-    finally:
-        journal.close()
-    last = frames[-1].commit if frames else now.folded
-    if last < core.settled_commit:
-        raise CorruptStoreError(
-            errno.EIO,
-            f"the journal in {str(core.path)!r} ends at commit {last}, not {core.settled_commit}: "
-            + ("; ".join(journal.notes) or "its end is gone"),
-        )
-    return frames
 
 
 def snapshot(core: StoreCore, path: Path) -> None:

@@ -212,16 +212,23 @@ class Journal:
         self._later = False  # it holds later commits, which the next one will replace
         self._pending: PendingCommit | None = None  # launched, and neither settled nor abandoned
         self.notes: list[str] = []
+        self.folded_frames: list[Frame] = []  # see `scan`
 
     # ---- reading --------------------------------------------------------------------------------
 
-    def scan(self, folded: int, upto: int | None = None) -> list[Frame]:
+    def scan(
+        self, folded: int, upto: int | None = None, *, folded_too: bool = False
+    ) -> list[Frame]:
         """Open the segments and return the valid frames after commit `folded`, at most to `upto`.
+
+        With `folded_too` those that are folded and not yet deleted are checked as well; they are in
+        `folded_frames` then.
 
         Raises CorruptStoreError for damage before the journal's end, FileNotFoundError when a
         segment vanished meanwhile (a reader then starts again).
         """
         self.last_commit = folded
+        self.folded_frames = []
         self._later = upto is not None
         headers = self._open_segments()
         known = self._set_aside_empty(headers, folded)
@@ -253,7 +260,8 @@ class Journal:
             while (following is None or commit < following) and (upto is None or commit <= upto):
                 frame = known
                 if known is None or (known.segment, known.commit) != (number, commit):
-                    frame = self._read_frame(segment, commit, self.chain, verify=commit > folded)
+                    wanted = folded_too or commit > folded
+                    frame = self._read_frame(segment, commit, self.chain, verify=wanted)
                 if frame is None:
                     if following is not None:
                         raise CorruptStoreError(
@@ -267,6 +275,8 @@ class Journal:
                 self.chain = frame.digest
                 if commit > folded:
                     frames.append(frame)
+                elif folded_too:
+                    self.folded_frames.append(frame)
                 commit += 1
             expected = commit
         if frames:
