@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparse_embed.bag import EmbeddingBag
+    from sparse_embed.collection import EmbeddingBagCollection
     from sparse_embed.commit import Commit
     from sparse_embed.errors import (
         ArgumentError,
@@ -48,6 +49,7 @@ __all__ = [
     "Commit",
     "CorruptStoreError",
     "EmbeddingBag",
+    "EmbeddingBagCollection",
     "EmbeddingTable",
     "IndexRangeError",
     "KeyHasher",
@@ -82,6 +84,7 @@ _HOME = {
     "Commit": "sparse_embed.commit",
     "CorruptStoreError": "sparse_embed.errors",
     "EmbeddingBag": "sparse_embed.bag",
+    "EmbeddingBagCollection": "sparse_embed.collection",
     "EmbeddingTable": "sparse_embed.table",
     "IndexRangeError": "sparse_embed.errors",
     "KeyHasher": "sparse_embed.keys",

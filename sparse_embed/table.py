@@ -429,16 +429,19 @@ class EmbeddingTable:
             ArgumentError: the gradient is of a table of another shape.
         """
         optimizer = self._need_optimizer()
+        self._check_sparse(grad, "grad")
+        with self._core.using(write=True):
+            self._run.apply(grad.indices, grad.values, optimizer)
+
+    def _check_sparse(self, grad: object, name: str) -> None:
         if not isinstance(grad, SparseGrad):
-            raise ArgumentError(f"grad: expected a SparseGrad, got {type(grad).__name__}")
+            raise ArgumentError(f"{name}: expected a SparseGrad, got {type(grad).__name__}")
         grad.check()
         if (grad.num_embeddings, grad.embedding_dim) != (self.num_embeddings, self.embedding_dim):
             raise ArgumentError(
-                f"grad: is of a ({grad.num_embeddings}, {grad.embedding_dim}) table, expected "
+                f"{name}: is of a ({grad.num_embeddings}, {grad.embedding_dim}) table, expected "
                 f"({self.num_embeddings}, {self.embedding_dim})"
             )
-        with self._core.using(write=True):
-            self._run.apply(grad.indices, grad.values, optimizer)
 
     def per_sample_weights_grad(
         self,

@@ -21,8 +21,10 @@ LAYERS = [
     {"kernels"},
     {"_validate", "initializers", "optim", "reference", "reference_hashes"},
     {"ops", "keys"},
+    {"ops_many"},
     {"sparse_grad", "storage", "batch", "commit"},
     {"execution", "making", "table", "store", "bag", "export", "nearest"},
+    {"collection", "collection_batch", "collection_run"},
     {"recommend", "text", "torch", "demo"},
     {"__init__"},
     {"cli"},
@@ -32,7 +34,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # Who calls kernels besides ops: hashing has its own, storage moves records, indices are checked by
 # one, and recommenders have objectives of their own.  Others may only ask about threads.
-DOORS = {"ops", "keys", "storage", "_validate", "recommend", "text"}
+DOORS = {"ops", "ops_many", "keys", "storage", "_validate", "recommend", "text"}
 
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

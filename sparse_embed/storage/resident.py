@@ -17,6 +17,7 @@ from __future__ import annotations
 import mmap
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,16 @@ class Slots:
         """The slots of rows that are in memory, -1 for the others."""
         raise NotImplementedError
 
+    @property
+    def index(self) -> NDArray[Any] | None:
+        """What leads from a row to its slot, for kernels that look for themselves: bits of presence
+        (identity), a row map (indexed), or None where slot == row for every row.
+
+        Such a kernel marks what it finds in an indexed table as REFERENCED, and asks `slots` for
+        rows that are not there.
+        """
+        raise NotImplementedError
+
     def reset(self) -> None:
         """Forget everything."""
         raise NotImplementedError
@@ -156,6 +167,10 @@ class IdentitySlots(Slots):
     def _forget_presence(self) -> None:
         self._present = np.zeros((self._rows + 63) // 64, np.uint64)
         self._num_present = 0
+
+    @property
+    def index(self) -> NDArray[np.uint64] | None:
+        return self._present
 
     @property
     def limit(self) -> int:
@@ -254,6 +269,10 @@ class IndexedSlots(Slots):
     def _draw_at_least(self, slots: int) -> None:
         self._budget.take(slots * self._slot_bytes)
         self._drawn += slots
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        return self._index.table
 
     @property
     def limit(self) -> int:

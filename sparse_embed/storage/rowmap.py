@@ -42,6 +42,11 @@ class RowMap:
     def nbytes(self) -> int:
         return self._table.nbytes
 
+    @property
+    def table(self) -> NDArray[np.int64]:
+        """The map as kernels take it: (C, 2), key and value; a key of -1 is a free place."""
+        return self._table
+
     def reserve(self, more: int) -> None:
         """Make room for `more` new keys: the one place that may run out of memory."""
         capacity = self._table.shape[0]

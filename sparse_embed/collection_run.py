@@ -1,0 +1,248 @@
+"""Checked batches of many features on the rows of many tables, all in one call of each kernel.
+
+A table that the kernels cannot reach (its cache is smaller than the batch, "max" is to be trained,
+row numbers of all tables together pass 2^62) is run by its own `Execution`, with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+from sparse_embed import ops, ops_many
+from sparse_embed._typing import MODES, NO_PADDING, AnyArray, FloatArray, IndexArray
+from sparse_embed._validate import as_padding_idx
+from sparse_embed.batch import Batch
+from sparse_embed.collection_batch import KeyedBatch
+from sparse_embed.execution import Execution
+from sparse_embed.optim import Optimizer
+from sparse_embed.storage.store import StoreCore
+
+_MOST_KEYS = 2**62
+
+
+class ManyExecution:
+    """What EmbeddingBagCollection's methods do once their arguments are checked.
+
+    Args:
+        runs: one for each table.
+        table_of: (F,) the table of each feature.
+        modes, paddings: of each table.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Execution],
+        table_of: Sequence[int],
+        modes: Sequence[str],
+        paddings: Sequence[int | None],
+    ) -> None:
+        names = [run.optimizer.name if run.optimizer is not None else "" for run in runs]
+        # Keys of one kernel lie together: tables are numbered here by (dim, optimizer).
+        order = sorted(range(len(runs)), key=lambda t: (runs[t].dim, names[t]))
+        place = {t: i for i, t in enumerate(order)}
+        self.runs = [runs[t] for t in order]
+        self.modes = [modes[t] for t in order]
+        self.paddings = [paddings[t] for t in order]
+        self.table_of = [place[t] for t in table_of]
+        self.features_of = [
+            [f for f, t in enumerate(self.table_of) if t == i] for i in range(len(order))
+        ]
+        self.cores: list[StoreCore] = sorted({run._core for run in runs}, key=id)
+        rows = [run.table.entry.num_embeddings for run in self.runs]
+        self._few = sum(rows) < _MOST_KEYS
+        starts = np.concatenate([[0], np.cumsum(rows if self._few else [0] * len(rows))])
+        self.key_starts: IndexArray = starts.astype(np.int64)
+        self.features = self._describe_features(rows)
+        self.dims = tuple(sorted({run.dim for run in self.runs}))
+        self._groups = self._cut_groups([names[t] for t in order])
+        self._where = np.zeros((len(runs), ops_many.FIELDS), np.int64)
+        self._seen: list[tuple[object, object, object]] = [(None, None, None)] * len(runs)
+        optimizers: dict[Optimizer | None, Optimizer | None] = {}
+        self._optimizers = [optimizers.setdefault(r.optimizer, r.optimizer) for r in self.runs]
+        self._constants = (
+            np.array([run.seed for run in self.runs], np.uint64),
+            np.array([run.init.kind for run in self.runs], np.int64),
+            np.array([run.init.param for run in self.runs], np.float32),
+        )
+
+    def _describe_features(self, rows: Sequence[int]) -> ops_many.Features:
+        tables = self.table_of
+        paddings = [self.paddings[t] for t in tables]
+        numbers = [NO_PADDING if p is None else as_padding_idx(p) for p in paddings]
+        runs = [self.runs[t] for t in tables]
+        return ops_many.Features(
+            key_base=self.key_starts[tables],
+            rows=np.array([rows[t] for t in tables], np.uint64),
+            padding=np.array(numbers, np.int64),
+            has_padding=np.array([p is not None for p in paddings], np.uint8),
+            modes=np.array([MODES.index(self.modes[t]) for t in tables], np.int64),
+            dims=np.array([run.dim for run in runs], np.int64),
+            seeds=np.array([run.seed for run in runs], np.uint64),
+            init_kinds=np.array([run.init.kind for run in runs], np.int64),
+            init_params=np.array([run.init.param for run in runs], np.float32),
+        )
+
+    def _cut_groups(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        """[begin, end) of tables that one update kernel takes."""
+        kinds = [(run.dim, name) for run, name in zip(self.runs, names, strict=True)]
+        cuts = [t for t in range(len(kinds)) if t == 0 or kinds[t] != kinds[t - 1]]
+        return list(zip(cuts, [*cuts[1:], len(kinds)], strict=True))
+
+    @contextmanager
+    def using(self, write: bool) -> Iterator[None]:
+        """Hold the stores of all tables."""
+        with ExitStack() as stack:
+            for core in self.cores:
+                stack.enter_context(core.using(write=write))
+            yield
+
+    # ---- where rows are -------------------------------------------------------------------------
+
+    def _locate(self) -> IndexArray:
+        """(T, FIELDS): where each table's rows are now."""
+        for t, run in enumerate(self.runs):
+            resident = run.table.rows.resident
+            index, seen = resident.index, self._seen[t]
+            if seen[0] is resident and seen[1] is resident.records and seen[2] is index:
+                continue
+            kind, index_at, mask = ops_many.ALL, 0, 0
+            if index is not None:
+                kind = ops_many.INDEXED if index.ndim == 2 else ops_many.PRESENT
+                index_at, mask = ops_many.address(index), len(index) - 1
+            if not self._few or not _is_plain(run, resident.records):
+                kind = ops_many.AWAY
+            self._where[t] = (
+                kind, ops_many.address(resident.records), run.table.rows.layout.record_bytes,
+                ops_many.address(resident.flags), index_at, mask,
+            )  # fmt: skip
+            self._seen[t] = (resident, resident.records, index)
+        return self._where
+
+    def _find(
+        self, keys: IndexArray, skipped: Iterable[int] = ()
+    ) -> tuple[ops_many.Found, list[int]]:
+        """Bring the rows in; where they are, and the tables that are not reached this way."""
+        where = self._locate()
+        skipped = list(skipped)
+        if skipped:
+            where = where.copy()
+            where[skipped, 0] = ops_many.AWAY
+        found = ops_many.find(keys, self.key_starts, where)
+        if found.missing.any():
+            large = []
+            for t in np.flatnonzero(found.missing).tolist():
+                low, high = self.key_starts[t], self.key_starts[t + 1]
+                rows = keys[(keys >= low) & (keys < high)] - low
+                if self.runs[t].table.rows.resident.slots(rows) is None:
+                    large.append(t)
+            where = self._locate().copy()
+            where[[*skipped, *large], 0] = ops_many.AWAY
+            found = ops_many.find(keys, self.key_starts, where)
+            assert not found.missing.any()
+        return found, np.flatnonzero(where[:, 0] == ops_many.AWAY).tolist()
+
+    # ---- reading --------------------------------------------------------------------------------
+
+    def lookup(self, batch: KeyedBatch, outs: Sequence[FloatArray]) -> None:
+        """outs[f] (B, D): the bags of feature f; rows may lie apart, columns not."""
+        if batch.batch_size == 0:
+            return
+        found, away = self._find(batch.bags.keys)
+        if len(away) < len(self.runs):
+            ops_many.lookup(self.features, batch.bags, found, self.dims, *places(outs))
+        for t in away:
+            part = self.part(batch, t)
+            pooled = self.runs[t].lookup(part)
+            for i, f in enumerate(self.features_of[t]):
+                outs[f][:] = pooled[i * batch.batch_size : (i + 1) * batch.batch_size]
+
+    def part(self, batch: KeyedBatch, t: int) -> Batch:
+        """The batch of one table: its features one behind the other."""
+        return batch.part(self.features_of[t], self.modes[t], self.paddings[t])
+
+    # ---- changing -------------------------------------------------------------------------------
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a change of rows: all of it happens in all stores, or they are failed."""
+        with ExitStack() as stack:
+            for core in self.cores:
+                stack.enter_context(core.step())
+            yield
+
+    def update(
+        self,
+        batch: KeyedBatch,
+        grads: Sequence[FloatArray],
+        tables: Sequence[int] | None = None,
+    ) -> None:
+        """One fused step of each table (or only of these, numbered as `runs`).
+
+        Args:
+            grads: (B, D) of each feature; rows may lie apart, columns not.
+        """
+        chosen = set(range(len(self.runs)) if tables is None else tables)
+        skipped = [t for t in range(len(self.runs)) if t not in chosen or self.modes[t] == "max"]
+        merged = ops.merge(batch.bags.keys if self._few else batch.bags.keys[:0], ops_many.NO_KEY)
+        found, away = self._find(merged.indices, skipped)
+        near = sorted(chosen - set(away))
+        scalars = self._scalars(near)
+        cuts = np.searchsorted(merged.indices, self.key_starts)
+        grad_at, grad_step = places(grads)
+        with self.step():
+            for t in sorted(chosen & set(away)):
+                self._update_alone(batch, grads, t)
+            for begin, end in self._groups:
+                optimizer = self._optimizers[begin]
+                if optimizer is not None:
+                    ops_many.update(
+                        batch.bags, merged, found, int(cuts[begin]), int(cuts[end]),
+                        self.key_starts, (scalars, *self._constants), self.runs[begin].dim,
+                        optimizer.name, grad_at, grad_step,
+                    )  # fmt: skip
+            for t in near:
+                self.runs[t].table.step += 1
+
+    def _scalars(self, tables: Iterable[int]) -> FloatArray:
+        """(T, 9): what the optimizers need at this step."""
+        rows: FloatArray = np.zeros((len(self.runs), 9), np.float32)
+        known: dict[tuple[int, int, float], FloatArray] = {}
+        for t in tables:
+            optimizer, table = self._optimizers[t], self.runs[t].table
+            assert optimizer is not None
+            key = (id(optimizer), table.step + 1, table.lr)
+            if key not in known:
+                known[key] = optimizer.scalars(table.step + 1, table.lr)
+            rows[t] = known[key]
+        return rows
+
+    def _update_alone(self, batch: KeyedBatch, grads: Sequence[FloatArray], t: int) -> None:
+        optimizer = self.runs[t].optimizer
+        assert optimizer is not None
+        self.runs[t].update(self.part(batch, t), self.grad_of(grads, t), optimizer)
+
+    def grad_of(self, grads: Sequence[FloatArray], t: int) -> FloatArray:
+        """The upstream gradient of one table's bags, as `part` has them."""
+        return np.concatenate([grads[f] for f in self.features_of[t]])
+
+    def apply(self, grads: Mapping[int, tuple[IndexArray, FloatArray]]) -> None:
+        """One step of each of these tables with merged gradients: rows and values."""
+        with self.step():
+            for t, (rows, values) in grads.items():
+                optimizer = self.runs[t].optimizer
+                assert optimizer is not None
+                self.runs[t].apply(rows, values, optimizer)
+
+
+def _is_plain(run: Execution, records: AnyArray) -> bool:
+    """Records of float32, weight and state, as the kernels take them."""
+    return records.dtype == np.float32 and run.table.entry.dtype == "float32"
+
+
+def places(arrays: Sequence[FloatArray]) -> tuple[IndexArray, IndexArray]:
+    """Address of the first row, and bytes from row to row, of each array."""
+    at = np.array([ops_many.address(array) for array in arrays], np.int64)
+    return at, np.array([array.strides[0] for array in arrays], np.int64)

@@ -1,0 +1,79 @@
+"""The bags of many features, numbered and checked in one pass.
+
+    bag      f B + b: bag b of feature f, feature-major, as offsets count them
+    key      base[f] + index: one number for (table, row), so that one sort merges all tables;
+             NO_KEY at padded positions
+    place    f << PLACE_BITS | b: where the position's upstream gradient is found
+    scale    by what the sum of a bag is multiplied (`lookup.bag_scale`), by the feature's mode
+
+Shapes   indices (L,) i8 · offsets (F B + 1,) i8 · bounds: see `plan.cut_bags`
+         base (F,) i8 · rows (F,) u8: rows of the feature's table · padding (F,) i8, has_padding
+         (F,) u1 · mode (F,) i8 · weights (L,) f4, or one 1 and a step of 0
+         keys, places (L,) i8 · scale (F B,) f4 or (0,): not asked
+         outside (chunks,) i8: how many indices of a chunk are out of range
+Order    of the sum of weights: left to right, as `bags`
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numba import prange
+
+from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel
+from sparse_embed.kernels.lookup import MEAN, bag_scale
+
+CHUNK = 4096
+NO_KEY = -1
+PLACE_BITS = 40
+_NONE = np.int64(NO_KEY)
+_SHIFT = np.int64(PLACE_BITS)
+_ZERO = np.float32(0)
+
+
+@functools.cache
+def number_bags_cpu():
+    digest = DIGEST
+
+    @cpu_kernel
+    def number_bags(
+        indices, offsets, bounds, num_bags, base, rows, padding, has_padding, mode,
+        weights, weight_step, counter, keys, places, scale, outside,
+    ):  # fmt: skip
+        _ = digest
+        chunks = bounds.shape[0] - 1
+        for _worker in prange(WORKERS):
+            while True:
+                chunk = next_chunk(counter, 0)
+                if chunk >= chunks:
+                    break
+                bad = 0
+                bag, end = bounds[chunk], bounds[chunk + 1]
+                while bag < end:
+                    f = bag // num_bags
+                    stop = min(end, (f + 1) * num_bags)
+                    first_key, limit, how = base[f], rows[f], mode[f]
+                    skip, skips = padding[f], has_padding[f] != 0
+                    place = (f << _SHIFT) + bag - f * num_bags
+                    for b in range(bag, stop):
+                        denominator = _ZERO
+                        for k in range(offsets[b], offsets[b + 1]):
+                            index = indices[k]
+                            places[k] = place
+                            if skips and index == skip:
+                                keys[k] = _NONE
+                                continue
+                            if np.uint64(index) >= limit:
+                                bad += 1
+                            keys[k] = first_key + index
+                            w = weights[k * weight_step]
+                            denominator += w if how == MEAN else w * w
+                        if scale.shape[0] > 0:
+                            scale[b] = bag_scale(denominator, how)
+                        place += 1
+                    bag = stop
+                outside[chunk] = bad
+
+    return number_bags

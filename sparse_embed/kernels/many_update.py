@@ -1,0 +1,160 @@
+"""Fused backward and optimizer step of many tables at once: `update`, by address.
+
+Shapes   keys (U,) i8: the unique keys, sorted · records_at, flags_at (U,) i8: see `many_find`; rows
+         at 0 are left out · table_starts (T+1,) i8: first key of each table
+         starts, positions: `ops.Merged` · bounds, blocks: see `plan.cut_segments`
+         places (L,) i8: see `many_bags` · weights (L,) f4, or one 1 and a step of 0
+         scale (F B,) f4, or one 1 and a step of 0
+         grad_at (F,) i8: address of the upstream gradient of a feature's first bag
+         grad_step (F,) i8: bytes from bag to bag
+         scalars (T, SCALARS) f4, seeds (T,) u8, init_kinds (T,) i8, init_params (T,) f4
+Order    as `backward`: a row's positions ascend, so the features that share a table come in their
+         order, as if their batches were one behind the other; blocks of 256.  The bits of `update`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numba import prange
+
+from sparse_embed.kernels._addresses import f32_at, prefetch_at, u8_at
+from sparse_embed.kernels._intrinsics import (
+    bits,
+    first,
+    next_chunk,
+    prefetch_write,
+    row_pointer,
+    stack_f32,
+)
+from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
+from sparse_embed.kernels.backward import first_block
+from sparse_embed.kernels.many_bags import PLACE_BITS
+from sparse_embed.kernels.many_find import table_of
+from sparse_embed.kernels.plan import BLOCK, HOT
+from sparse_embed.kernels.update import (
+    _ROWS,
+    CLIP_NORM,
+    CLIP_VALUE,
+    FILL,
+    clip_row,
+    keep_written,
+    materialize,
+)
+
+CHUNK = 512  # see `plan`
+_AHEAD_GRAD = 12
+_AHEAD = 6
+_SHIFT = np.int64(PLACE_BITS)
+_BAG = np.int64((1 << PLACE_BITS) - 1)
+_VIRGIN = np.uint32(0)
+_INFINITY = np.float32(np.inf)
+_DIRTY = np.uint8(1)
+_ZERO = np.float32(0)
+
+
+@device_function
+def sum_block_many(
+    total, begin, end, last, positions, places, weights, weight_step, scale, scale_step, num_bags,
+    grad_at, grad_step, dim,
+):  # fmt: skip
+    """total = the sum over entries [begin, end) of the batch, left to right from +0.0."""
+    for d in range(dim):
+        total[d] = _ZERO
+    for i in range(begin, end):
+        ahead = places[positions[min(i + _AHEAD_GRAD, last)]]
+        feature = ahead >> _SHIFT
+        prefetch_at(grad_at[feature] + (ahead & _BAG) * grad_step[feature], dim, 0)
+        k = positions[i]
+        place = places[k]
+        feature, bag = place >> _SHIFT, place & _BAG
+        c = weights[k * weight_step] * scale[(feature * num_bags + bag) * scale_step]
+        row = f32_at(grad_at[feature] + bag * grad_step[feature])
+        for d in range(dim):
+            total[d] = total[d] + c * row[d]
+
+
+@functools.cache
+def update_many_cpu(dim: int, name: str):
+    digest = DIGEST
+    update_row, per_column, beyond = _ROWS[name]
+    state_lanes = per_column * dim + beyond
+    used_lanes = dim + state_lanes
+
+    @cpu_kernel
+    def update_many(
+        keys, records_at, flags_at, table_starts, u1, bounds, blocks, block_sums, starts,
+        positions, places, weights, weight_step, scale, scale_step, num_bags, grad_at, grad_step,
+        scalars, seeds, init_kinds, init_params, counter,
+    ):  # fmt: skip
+        _ = digest
+        last = starts[u1] - 1
+        chunks, num_blocks = bounds.shape[0] - 1, blocks.shape[0]
+        for phase in range(0 if num_blocks > 0 else 1, 2):  # hot blocks, then rows
+            for _worker in prange(WORKERS):
+                key_of, record_of, flag_of = first(keys), first(records_at), first(flags_at)
+                position, place, start_of = first(positions), first(places), first(starts)
+                weight, factor = first(weights), first(scale)
+                source_at, source_step = first(grad_at), first(grad_step)
+                g = stack_f32(dim)
+                block = stack_f32(dim)
+                while True:
+                    chunk = next_chunk(counter, phase)
+                    if chunk >= (chunks if phase else num_blocks):
+                        break
+                    begin_u, end_u = chunk, chunk + 1
+                    table = 0
+                    if phase == 1:
+                        begin_u, end_u = bounds[chunk], bounds[chunk + 1]
+                        if begin_u < end_u:
+                            table = table_of(table_starts, key_of[begin_u])
+                    for u in range(begin_u, end_u):
+                        if phase == 0:
+                            begin, end = blocks[u, 0], blocks[u, 1]
+                        else:
+                            begin, end = start_of[u], start_of[u + 1]
+                            ahead = min(u + _AHEAD, u1 - 1)
+                            prefetch_at(record_of[ahead], used_lanes, 1)
+                            prefetch_write(u8_at(flag_of[ahead]))
+                            if record_of[u] == 0:
+                                continue
+                        j = first_block(blocks, begin) if end - begin > HOT else -1
+                        for d in range(dim):
+                            g[d] = _ZERO
+                        for start in range(begin, end, BLOCK):
+                            source = block
+                            if j < 0:
+                                sum_block_many(
+                                    block, start, min(start + BLOCK, end), last,
+                                    position, place, weight, weight_step, factor, scale_step,
+                                    num_bags, source_at, source_step, dim,
+                                )  # fmt: skip
+                            else:
+                                source = row_pointer(block_sums, j)
+                                j += 1
+                            for d in range(dim):
+                                g[d] = g[d] + source[d]
+                        if phase == 0:
+                            target = row_pointer(block_sums, u)
+                            for d in range(dim):
+                                target[d] = g[d]
+                            continue
+                        key = key_of[u]
+                        while key >= table_starts[table + 1]:
+                            table += 1
+                        numbers = row_pointer(scalars, table)
+                        if numbers[CLIP_VALUE] < _INFINITY or numbers[CLIP_NORM] < _INFINITY:
+                            clip_row(g, dim, numbers[CLIP_VALUE], numbers[CLIP_NORM])
+                        record = f32_at(record_of[u])
+                        if bits(record[0]) == _VIRGIN:
+                            materialize(
+                                record, dim, state_lanes, key - table_starts[table],
+                                seeds[table], init_kinds[table], init_params[table], numbers[FILL],
+                            )  # fmt: skip
+                        update_row(record, g, dim, numbers)
+                        keep_written(record)
+                        flag = u8_at(flag_of[u])
+                        flag[0] = flag[0] | _DIRTY
+
+    return update_many

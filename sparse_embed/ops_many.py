@@ -1,0 +1,191 @@
+"""Operations on many tables and features at once: the door to the `many_*` kernels.
+
+As `ops`: arguments are trusted.  T tables, F features of B bags each, L positions, U unique keys.
+A key is one number for (table, row): table t has the keys [key_starts[t], key_starts[t+1]).  Tables
+are kept in the order of their (dim, optimizer), so that unique keys of one kernel lie together.
+
+The story:  number_bags -> find -> lookup;   number_bags -> ops.merge(keys) -> find -> update.
+The specification is `reference`, one table at a time: the same bits (tests/test_collection.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparse_embed import ops
+from sparse_embed._typing import AnyArray, FloatArray, IndexArray
+from sparse_embed.kernels import many_bags as _many_bags
+from sparse_embed.kernels import many_find as _many_find
+from sparse_embed.kernels import many_lookup as _many_lookup
+from sparse_embed.kernels import many_update as _many_update
+from sparse_embed.kernels import plan as _plan
+from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels.many_find import ALL, AWAY, FIELDS, INDEXED, PRESENT
+
+__all__ = [
+    "ALL",
+    "AWAY",
+    "FIELDS",
+    "INDEXED",
+    "NO_KEY",
+    "PRESENT",
+    "Bags",
+    "Features",
+    "Found",
+    "address",
+    "find",
+    "lookup",
+    "number_bags",
+    "update",
+]
+
+NO_KEY = _many_bags.NO_KEY
+_ONE: FloatArray = np.ones(1, np.float32)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the kernels need to know of each feature; every array is (F,).
+
+    key_base: first key of its table.  rows: of its table, uint64.  padding, has_padding (uint8).
+    modes, dims: int64.  seeds (uint64), init_kinds, init_params (float32): of its table.
+    """
+
+    key_base: IndexArray
+    rows: AnyArray
+    padding: IndexArray
+    has_padding: AnyArray
+    modes: IndexArray
+    dims: IndexArray
+    seeds: AnyArray
+    init_kinds: IndexArray
+    init_params: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.dims)
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Numbered bags.  offsets (F B + 1,), weights (L,) or None, keys and places (L,), scale (F B,)
+    or None: all 1; see `kernels/many_bags.py`."""
+
+    num_bags: int
+    offsets: IndexArray
+    weights: FloatArray | None
+    keys: IndexArray
+    places: IndexArray
+    scale: FloatArray | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where keys are: addresses (n,) of records and flags, 0 for none; missing (T,): how many rows
+    of each table are not in memory."""
+
+    records_at: IndexArray
+    flags_at: IndexArray
+    missing: IndexArray
+
+
+def address(array: AnyArray) -> int:
+    """Of the first element; the caller keeps the array."""
+    return int(array.__array_interface__["data"][0])
+
+
+def _or_one(array: FloatArray | None) -> tuple[FloatArray, int]:
+    return (_ONE, 0) if array is None else (array, 1)
+
+
+def number_bags(
+    features: Features,
+    indices: IndexArray,
+    offsets: IndexArray,
+    weights: FloatArray | None,
+    num_bags: int,
+    scaled: bool,
+) -> Bags | None:
+    """Check and number the positions of a batch; None when an index is out of range.
+
+    Args:
+        num_bags: B, at least 1; len(offsets) == F B + 1.
+        scaled: a feature's mode is "mean" or "sqrtn".
+    """
+    guard_fork()
+    bounds = _plan.cut_bags_cpu()(offsets, _many_bags.CHUNK)
+    keys, places = np.empty(len(indices), np.int64), np.empty(len(indices), np.int64)
+    scale = np.empty(len(offsets) - 1 if scaled else 0, np.float32)
+    outside = np.zeros(len(bounds), np.int64)
+    _many_bags.number_bags_cpu()(
+        indices, offsets, bounds, num_bags, features.key_base, features.rows, features.padding,
+        features.has_padding, features.modes, *_or_one(weights), np.zeros(2, np.int64),
+        keys, places, scale, outside,
+    )  # fmt: skip
+    if outside.any():
+        return None
+    return Bags(num_bags, offsets, weights, keys, places, scale if scaled else None)
+
+
+def find(keys: IndexArray, key_starts: IndexArray, where: IndexArray) -> Found:
+    """Look keys up in their tables' memory; `where` (T, FIELDS) is of `kernels/many_find.py`."""
+    guard_fork()
+    records_at, flags_at = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+    missing = np.zeros((_many_find.CHUNKS, len(where)), np.int64)
+    _many_find.find_many_cpu()(keys, key_starts, where, records_at, flags_at, missing)
+    return Found(records_at, flags_at, missing.sum(axis=0))
+
+
+def lookup(
+    features: Features,
+    bags: Bags,
+    found: Found,
+    dims: tuple[int, ...],
+    out_at: IndexArray,
+    out_step: IndexArray,
+) -> None:
+    """Pool every feature whose dim is in `dims`: bag b of feature f goes to out_at[f] + b
+    out_step[f], an address and bytes.  Positions that are not found are left out."""
+    guard_fork()
+    bounds = _plan.cut_bags_cpu()(bags.offsets, _many_lookup.CHUNK)
+    for dim in dims:
+        _many_lookup.pool_many_cpu(dim)(
+            found.records_at, bags.keys, bags.offsets, bounds, bags.num_bags,
+            *_or_one(bags.weights), *_or_one(bags.scale), features.dims, features.modes,
+            features.key_base, features.seeds, features.init_kinds, features.init_params,
+            out_at, out_step, np.zeros(2, np.int64),
+        )  # fmt: skip
+
+
+def update(
+    bags: Bags,
+    merged: ops.Merged,
+    found: Found,
+    u0: int,
+    u1: int,
+    key_starts: IndexArray,
+    tables: tuple[FloatArray, AnyArray, IndexArray, FloatArray],
+    dim: int,
+    name: str,
+    grad_at: IndexArray,
+    grad_step: IndexArray,
+) -> None:
+    """One fused step of the unique keys [u0, u1), all of tables with this dim and optimizer.
+
+    Args:
+        merged: `ops.merge(bags.keys, NO_KEY)`; found: of its indices.
+        tables: scalars (T, 9), seeds (T,), init_kinds (T,), init_params (T,).
+        grad_at, grad_step: (F,) where the upstream gradient of a feature's first bag is, and the
+            bytes from bag to bag.
+    """
+    if u1 <= u0:
+        return
+    guard_fork()
+    bounds, blocks = _plan.cut_segments_cpu()(merged.starts, u0, u1, _many_update.CHUNK)
+    _many_update.update_many_cpu(dim, name)(
+        merged.indices, found.records_at, found.flags_at, key_starts, u1, bounds, blocks,
+        np.empty((len(blocks), dim), np.float32), merged.starts, merged.positions, bags.places,
+        *_or_one(bags.weights), *_or_one(bags.scale), bags.num_bags, grad_at, grad_step,
+        *tables, np.zeros(2, np.int64),
+    )  # fmt: skip
