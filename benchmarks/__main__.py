@@ -1,16 +1,22 @@
-"""python -m benchmarks list | run SUITE... | compare OLD.json NEW.json | report RESULT.json"""
+"""python -m benchmarks list | run SUITE... | compare OLD.json NEW.json | report RESULT.json..."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import time
+import traceback
 from pathlib import Path
+from typing import Any
 
 import click
 
-from benchmarks import harness, report
+from benchmarks import comparison, environment, harness, machine, report
 
-SUITES = ("lookup", "train_step", "size", "startup", "durability")
+SUITES = (
+    "lookup", "update", "train_step", "multi_table", "dtypes", "storage", "durability", "keys",
+    "recommend", "startup", "scaling", "size", "torch_step", "cuda",
+)  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,44 +32,116 @@ def list_() -> None:
 
 
 @cli.command()
-@click.argument("suites", nargs=-1, type=click.Choice(SUITES))
+@click.argument("suites", nargs=-1, type=click.Choice(SUITES), metavar="[SUITE]...")
 @click.option("--quick", is_flag=True, help="Small sizes and few rounds: the gates, for CI.")
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Keep all samples here.")
-def run(suites: tuple[str, ...], quick: bool, target: Path | None) -> None:
-    """Run suites (all of them when none is named)."""
-    done = {}
-    for name in suites or SUITES:
-        suite = importlib.import_module(f"benchmarks.suites.{name}")
-        click.echo(f"{name}: {suite.ABOUT}", err=True)
-        try:
-            done[name] = suite.run(quick)
-        except harness.Disagreement as error:
-            raise click.ClickException(f"results disagree, nothing was timed: {error}") from None
-        click.echo("  all results agree", err=True)
-    command = "python -m benchmarks " + " ".join(sys.argv[1:])
-    data = {
-        "command": command,
-        "environment": harness.environment(),
-        "suites": {name: [case.to_dict() for case in cases] for name, cases in done.items()},
+@click.option("--rounds", type=click.IntRange(1), help="Of every race, instead of each suite's.")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="On the disk to measure; default: the temporary folder.",
+)
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A corpus for `keys`: .tsv.xz, text in the third column.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Of everybody; default: all cores.")
+@click.option("--num-embeddings", type=click.IntRange(1000), help="Rows, of the main workload.")
+@click.option("--embedding-dim", type=click.IntRange(1))
+@click.option("--batch-size", type=click.IntRange(1), help="Bags.")
+@click.option("--bag-size", type=click.IntRange(1), help="Row numbers a bag.")
+@click.option("--alpha", type=click.FloatRange(0), help="Zipf's exponent; 0: uniform.")
+def run(suites: tuple[str, ...], target: Path | None, threads: int | None, **asked: Any) -> None:
+    """Run suites (all of them when none is named).
+
+    Exit codes: 0 done, 1 results disagree or a suite failed, 2 wrong usage.
+    """
+    import sparse_embed as se
+
+    if threads is not None:
+        se.set_num_threads(threads)
+    settings = harness.Settings(**asked)
+    data: dict[str, Any] = {
+        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
+        "environment": environment.environment(),
+        "machine": machine.ceilings(settings.quick),
+        "quick": settings.quick,
+        "suites": {},
+        "failed": {},
     }
-    click.echo(report.markdown(data))
-    if target is not None:
-        harness.write(target, command, done)
+    click.echo(report.head(data))
+    for name in suites or SUITES:
+        _run(name, settings, data)
+        if target is not None:
+            harness.write(target, data)
+    if data["failed"]:
+        raise click.ClickException(f"failed: {', '.join(data['failed'])}")
+
+
+def _run(name: str, settings: harness.Settings, data: dict[str, Any]) -> None:
+    suite = importlib.import_module(f"benchmarks.suites.{name}")
+    click.echo(f"\n{name}: {suite.ABOUT}", err=True)
+    cases: list[dict[str, Any]] = []
+    begin = time.perf_counter()
+    try:
+        for case in suite.run(settings):
+            cases.append(case.to_dict())
+            click.echo(f"  {time.perf_counter() - begin:6.1f} s  {case.name}", err=True)
+    except harness.Disagreement as error:
+        data["failed"][name] = f"results disagree, nothing was timed: {error}"
+        click.echo(f"  {data['failed'][name]}", err=True)
+    except Exception as error:  # the other suites go on; the exit code tells
+        data["failed"][name] = f"{type(error).__name__}: {error}"
+        click.echo(traceback.format_exc(), err=True)
+    else:
+        click.echo("  all results agree", err=True)
+    data["suites"][name] = cases
+    click.echo(report.suite(name, cases))
 
 
 @cli.command("report")
-@click.argument("result", type=click.Path(exists=True, path_type=Path))
-def report_(result: Path) -> None:
-    """A result file as Markdown."""
-    click.echo(report.markdown(harness.read(result)))
+@click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="Markdown here, plots beside it.")
+def report_(results: tuple[Path, ...], output: Path | None) -> None:
+    """Result files as Markdown; with --output, and matplotlib installed, with plots."""
+    data = report.merged([_read(path) for path in results])
+    if output is None:
+        click.echo(report.markdown(data, {}))
+        return
+    try:
+        from benchmarks import plots
+
+        drawn = plots.draw(data, output.parent / "plots")
+    except ImportError as error:
+        drawn = {}
+        click.echo(f"no plots: {error}; pip install -e '.[plot]'", err=True)
+    output.write_text(report.markdown(data, drawn), encoding="utf-8")
 
 
 @cli.command()
 @click.argument("old", type=click.Path(exists=True, path_type=Path))
 @click.argument("new", type=click.Path(exists=True, path_type=Path))
-def compare(old: Path, new: Path) -> None:
-    """Ratios of two result files."""
-    click.echo(report.compare(harness.read(old), harness.read(new)))
+@click.option("--threshold", default=0.1, show_default=True, help="Smaller changes are no news.")
+def compare(old: Path, new: Path, threshold: float) -> None:
+    """Ratios of two result files.
+
+    Exit codes: 0 nothing of ours is slower, 1 something is, beyond noise; 2 nothing to compare.
+    """
+    try:
+        found = comparison.compare(_read(old), _read(new), threshold)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(comparison.text(found))
+    if any(row.verdict == comparison.SLOWER and row.ours for row in found.rows):
+        sys.exit(1)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return harness.read(path)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -1,40 +1,69 @@
 /* The machine's own limits for rows of DIM floats: what any implementation is held against.
-   Built by ceilings.py with -O3 -march=native -DDIM=n; every function works on a range of bags or
-   rows, so that each thread calls it for its share. */
+   Built by ceilings.py with -O3 -march=native -fopenmp -DDIM=n; the distance of prefetching is an
+   argument, so that the best one is found at run time. */
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
-#ifndef AHEAD
-#define AHEAD 16
-#endif
+#define LINES(floats) (((floats) * 4 + 63) / 64)
 
+static inline void ahead_of(const float *row, int floats, int write) {
+    for (int line = 0; line < LINES(floats); line++) {
+        if (write) __builtin_prefetch((const char *)row + 64 * line, 1, 3);
+        else __builtin_prefetch((const char *)row + 64 * line, 0, 3);
+    }
+}
+
+/* Bytes at memory speed: what reading once and writing once costs. */
+void stream_copy(float *to, const float *from, int64_t count, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t t = omp_get_thread_num(), n = omp_get_num_threads();
+        int64_t begin = count * t / n, end = count * (t + 1) / n;
+        memcpy(to + begin, from + begin, (end - begin) * sizeof(float));
+    }
+}
+
+/* Bags: out[b] = scale_b * sum_k weights[k] * row(indices[k]); weights may be NULL. */
 void gather_sum(const float *records, int64_t stride, const int64_t *indices,
-                const int64_t *offsets, int64_t first, int64_t last, float *out) {
-    int64_t end = offsets[last];
-    for (int64_t b = first; b < last; b++) {
+                const int64_t *offsets, int64_t bags, const float *weights, int mean, float *out,
+                int64_t ahead, int threads) {
+    const int64_t last = offsets[bags] - 1;
+    const int64_t chunk = bags / (threads * 16) + 1;
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
+    for (int64_t b = 0; b < bags; b++) {
         float sum[DIM] = {0};
+        float total = 0;
         for (int64_t k = offsets[b]; k < offsets[b + 1]; k++) {
-            if (k + AHEAD < end) {
-                const char *next = (const char *)(records + indices[k + AHEAD] * stride);
-                for (int line = 0; line < (DIM * 4 + 63) / 64; line++)
-                    __builtin_prefetch(next + 64 * line, 0, 3);
-            }
+            int64_t next = k + ahead < last ? k + ahead : last;
+            ahead_of(records + indices[next] * stride, DIM, 0);
             const float *row = records + indices[k] * stride;
-            for (int d = 0; d < DIM; d++) sum[d] += row[d];
+            if (weights) {
+                const float w = weights[k];
+                for (int d = 0; d < DIM; d++) sum[d] += w * row[d];
+                total += w;
+            } else {
+                for (int d = 0; d < DIM; d++) sum[d] += row[d];
+                total += 1;
+            }
         }
-        for (int d = 0; d < DIM; d++) out[b * DIM + d] = sum[d];
+        const float scale = mean && total != 0 ? 1.0f / total : 1.0f;
+        for (int d = 0; d < DIM; d++) out[b * DIM + d] = sum[d] * scale;
     }
 }
 
 /* Adam on records [weight | exp_avg | exp_avg_sq]; merged gradients are given. */
-void adam_rows(float *records, int64_t stride, const int64_t *rows, const float *grad,
-               int64_t first, int64_t last, float rate, float beta1, float beta2, float eps) {
-    for (int64_t i = first; i < last; i++) {
-        if (i + 4 < last) {
-            const char *next = (const char *)(records + rows[i + 4] * stride);
-            for (int line = 0; line < (3 * DIM * 4 + 63) / 64; line++)
-                __builtin_prefetch(next + 64 * line, 1, 3);
-        }
+void adam_rows(float *records, int64_t stride, const int64_t *rows, int64_t count,
+               const float *grad, float rate, float beta1, float beta2, float eps, int64_t ahead,
+               int threads) {
+    const int64_t chunk = count / (threads * 16) + 1;
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
+    for (int64_t i = 0; i < count; i++) {
+        int64_t next = i + ahead < count ? i + ahead : count - 1;
+        ahead_of(records + rows[next] * stride, 3 * DIM, 1);
         float *w = records + rows[i] * stride, *m = w + DIM, *v = m + DIM;
         const float *g = grad + i * DIM;
         for (int d = 0; d < DIM; d++) {
@@ -45,4 +74,78 @@ void adam_rows(float *records, int64_t stride, const int64_t *rows, const float 
             w[d] -= rate * a / (sqrtf(s) + eps);
         }
     }
+}
+
+/* Gradients of bags summed by row: out[u] = sum of grad[bag] over the sorted positions of row u. */
+void gather_grads(const float *grad, const int32_t *bag, const int64_t *starts, int64_t rows,
+                  float *out, int threads) {
+    const int64_t chunk = rows / (threads * 16) + 1;
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
+    for (int64_t u = 0; u < rows; u++) {
+        float sum[DIM] = {0};
+        for (int64_t k = starts[u]; k < starts[u + 1]; k++) {
+            const float *g = grad + (int64_t)bag[k] * DIM;
+            for (int d = 0; d < DIM; d++) sum[d] += g[d];
+        }
+        for (int d = 0; d < DIM; d++) out[u * DIM + d] = sum[d];
+    }
+}
+
+/* Stable sort of row numbers below 2^bits with their bags, digits of 12 bits, least first. */
+void sort_pairs(const int64_t *rows, const int32_t *bags, int64_t count, int bits, int64_t *rows_a,
+                int32_t *bags_a, int64_t *rows_b, int32_t *bags_b, int threads) {
+    enum { DIGITS = 4096 };
+    int64_t *tables = calloc((size_t)threads * DIGITS, sizeof(int64_t));
+    const int64_t *from_rows = rows;
+    const int32_t *from_bags = bags;
+    for (int shift = 0; shift < bits; shift += 12) {
+        int odd = (shift / 12) & 1;
+        int64_t *to_rows = odd ? rows_b : rows_a;
+        int32_t *to_bags = odd ? bags_b : bags_a;
+#pragma omp parallel num_threads(threads)
+        {
+            int t = omp_get_thread_num(), n = omp_get_num_threads();
+            int64_t begin = count * t / n, end = count * (t + 1) / n;
+            int64_t *mine = tables + (int64_t)t * DIGITS;
+            memset(mine, 0, DIGITS * sizeof(int64_t));
+            for (int64_t i = begin; i < end; i++) mine[(from_rows[i] >> shift) & (DIGITS - 1)]++;
+#pragma omp barrier
+#pragma omp single
+            {
+                int64_t sum = 0;
+                for (int digit = 0; digit < DIGITS; digit++)
+                    for (int k = 0; k < n; k++) {
+                        int64_t here = tables[(int64_t)k * DIGITS + digit];
+                        tables[(int64_t)k * DIGITS + digit] = sum;
+                        sum += here;
+                    }
+            }
+            for (int64_t i = begin; i < end; i++) {
+                int64_t at = mine[(from_rows[i] >> shift) & (DIGITS - 1)]++;
+                to_rows[at] = from_rows[i];
+                to_bags[at] = from_bags[i];
+            }
+        }
+        from_rows = to_rows;
+        from_bags = to_bags;
+    }
+    free(tables);
+}
+
+/* Records read from a file in random order by many threads at once, as fio's random read does;
+   returns how many reads came back short. */
+int64_t random_reads(int fd, const int64_t *at, int64_t count, int64_t bytes, int threads) {
+    int64_t failed = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : failed)
+    {
+        void *buffer = NULL;
+        /* Direct reads want whole blocks in aligned memory. */
+        int64_t room = (bytes + 8191) / 4096 * 4096;
+        if (posix_memalign(&buffer, 4096, (size_t)room)) abort();
+#pragma omp for schedule(dynamic, 16)
+        for (int64_t i = 0; i < count; i++)
+            if (pread(fd, buffer, (size_t)bytes, at[i]) != bytes) failed++;
+        free(buffer);
+    }
+    return failed;
 }

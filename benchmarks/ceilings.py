@@ -1,4 +1,8 @@
-"""The machine's ceilings, in C where a compiler is there; None where not."""
+"""The machine's ceilings: C where a compiler is there, else plain Numba; `language()` says which.
+
+A ceiling does the memory traffic that nobody can avoid and nothing else: no checks, no sorting, no
+first weights.  The prefetch distance is tried out on the caller's own batch, the best one is kept.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,91 +21,154 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SOURCE = Path(__file__).with_name("ceilings.c")
+_DISTANCES = (2, 4, 8, 16, 32)
+_INT = ctypes.c_int64
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
 
 
+@lru_cache(maxsize=1)
 def compiler() -> str | None:
-    """The C compiler in use, if any."""
+    """The C compiler in use, if any; SPARSE_EMBED_NO_CC=1 does without."""
+    if os.environ.get("SPARSE_EMBED_NO_CC"):
+        return None
     return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
 
 
-@lru_cache(maxsize=8)
+def language() -> str:
+    """ "C (gcc ...)" or "Numba"."""
+    if compiler() is None or _library(16) is None:
+        return "Numba"
+    done = subprocess.run([str(compiler()), "--version"], capture_output=True, text=True)
+    return f"C ({done.stdout.splitlines()[0]})" if done.stdout else "C"
+
+
+def label(what: str) -> str:
+    """A ceiling's name among the competitors: "C: ..." or "Numba: ..."."""
+    return f"{language().split()[0]}: {what}"
+
+
+@lru_cache(maxsize=32)
 def _library(dim: int) -> ctypes.CDLL | None:
     found = compiler()
     if found is None:
         return None
     folder = tempfile.mkdtemp(prefix="ceilings-")
     target = Path(folder) / f"ceilings{dim}.so"
-    flags = ["-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", f"-DDIM={dim}"]
+    flags = ["-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
     done = subprocess.run(
-        [found, *flags, str(_SOURCE), "-o", str(target), "-lm"], capture_output=True, check=False
-    )
+        [found, *flags, f"-DDIM={dim}", str(_SOURCE), "-o", str(target), "-lm"],
+        capture_output=True, check=False,
+    )  # fmt: skip
     library = ctypes.CDLL(str(target)) if done.returncode == 0 else None
     shutil.rmtree(folder)
     return library
 
 
-def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
+def _at(array: NDArray[Any] | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if array is None else array.ctypes.data)
+
+
+def best_distance(run: Callable[[int], object], tries: int = 4) -> int:
+    """The prefetch distance with the quickest run."""
+    quickest = {distance: float("inf") for distance in _DISTANCES}
+    for _ in range(tries):
+        for distance in _DISTANCES:
+            begin = time.perf_counter()
+            run(distance)
+            quickest[distance] = min(quickest[distance], time.perf_counter() - begin)
+    return min(quickest, key=lambda distance: quickest[distance])
 
 
 class Ceilings:
-    """C kernels on `threads` threads for rows of `dim` floats.  Raises LookupError without cc."""
+    """Kernels on `threads` threads for rows of `dim` floats."""
 
     def __init__(self, dim: int, threads: int) -> None:
-        library = _library(dim)
-        if library is None:
-            raise LookupError("no C compiler")
-        self._library = library
         self._dim = dim
-        self._pool = ThreadPoolExecutor(threads)
         self._threads = threads
+        self._c = _library(dim)
 
-    def _split(self, count: int, work: Callable[[int, int], None]) -> None:
-        cuts = [count * i // self._threads for i in range(self._threads + 1)]
-        list(self._pool.map(work, cuts[:-1], cuts[1:]))
+    def copy(self, to: Floats, source: Floats) -> None:
+        if self._c is not None:
+            self._c.stream_copy(_at(to), _at(source), _INT(source.size), self._threads)
+        else:
+            from benchmarks import ceilings_numba
+
+            ceilings_numba.copy(to, source)
 
     def gather_sum(
         self,
-        records: NDArray[np.float32],
-        indices: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
+        records: Floats,
+        indices: Ints,
+        offsets: Ints,
+        weights: Floats | None = None,
+        mean: bool = False,
+        ahead: int = 16,
+    ) -> Floats:
+        """(B, D) sums of the rows of bags."""
         out = np.empty((len(offsets) - 1, self._dim), np.float32)
-        stride = ctypes.c_int64(records.strides[0] // 4)
+        if self._c is None:
+            from benchmarks import ceilings_numba
 
-        def work(first: int, last: int) -> None:
-            self._library.gather_sum(
-                _pointer(records),
-                stride,
-                _pointer(indices),
-                _pointer(offsets),
-                ctypes.c_int64(first),
-                ctypes.c_int64(last),
-                _pointer(out),
-            )
-
-        self._split(len(offsets) - 1, work)
+            ceilings_numba.gather_sum(records, indices, offsets, weights, mean, out)
+            return out
+        self._c.gather_sum(
+            _at(records), _INT(records.strides[0] // 4), _at(indices), _at(offsets),
+            _INT(len(offsets) - 1), _at(weights), int(mean), _at(out), _INT(ahead), self._threads,
+        )  # fmt: skip
         return out
 
     def adam_rows(
-        self,
-        records: NDArray[np.float32],
-        rows: NDArray[np.int64],
-        grad: NDArray[np.float32],
-        rate: float,
+        self, records: Floats, rows: Ints, grad: Floats, rate: float, ahead: int = 4
     ) -> None:
-        stride = ctypes.c_int64(records.strides[0] // 4)
+        """One Adam update of distinct rows, gradients given."""
+        if self._c is None:
+            from benchmarks import ceilings_numba
+
+            ceilings_numba.adam_rows(records, rows, grad, np.float32(rate))
+            return
         numbers = [ctypes.c_float(x) for x in (rate, 0.9, 0.999, 1e-8)]
+        self._c.adam_rows(
+            _at(records), _INT(records.strides[0] // 4), _at(rows), _INT(len(rows)), _at(grad),
+            *numbers, _INT(ahead), self._threads,
+        )  # fmt: skip
 
-        def work(first: int, last: int) -> None:
-            self._library.adam_rows(
-                _pointer(records),
-                stride,
-                _pointer(rows),
-                _pointer(grad),
-                ctypes.c_int64(first),
-                ctypes.c_int64(last),
-                *numbers,
-            )
+    def merge(self, grad: Floats, rows: Ints, bags: NDArray[np.int32], room: Room) -> None:
+        """Sort (row, bag) by row and sum the gradients of each row into room.sums."""
+        if self._c is None:
+            from benchmarks import ceilings_numba
 
-        self._split(len(rows), work)
+            ceilings_numba.merge(grad, rows, bags, room.starts, room.unique, room.sums)
+            return
+        self._c.sort_pairs(
+            _at(rows), _at(bags), _INT(len(rows)), room.bits, _at(room.rows[0]), _at(room.bags[0]),
+            _at(room.rows[1]), _at(room.bags[1]), self._threads,
+        )  # fmt: skip
+        last = (room.bits - 1) // 12 & 1
+        self._c.gather_grads(
+            _at(grad), _at(room.bags[last]), _at(room.starts), _INT(room.unique), _at(room.sums),
+            self._threads,
+        )  # fmt: skip
+
+    def random_reads(self, fd: int, at: Ints, size: int, threads: int) -> None:
+        """Read `size` bytes at each place of a file.  Raises LookupError without a C compiler."""
+        if self._c is None:
+            raise LookupError("no C compiler")
+        self._c.random_reads.restype = ctypes.c_int64
+        failed = self._c.random_reads(fd, _at(at), _INT(len(at)), _INT(size), threads)
+        if failed:
+            raise OSError(f"{failed} of {len(at)} reads failed")
+
+
+class Room:
+    """Memory for `Ceilings.merge` of one batch; where each row's run begins is given to it."""
+
+    def __init__(self, rows: Ints, dim: int) -> None:
+        unique, counts = np.unique(rows, return_counts=True)
+        self.unique = len(unique)
+        self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.bits = max(int(rows.max(initial=1)).bit_length(), 1)
+        self.rows = [np.empty(len(rows), np.int64) for _ in range(2)]
+        self.bags = [np.empty(len(rows), np.int32) for _ in range(2)]
+        self.sums = np.zeros((self.unique, dim), np.float32)

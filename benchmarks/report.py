@@ -1,68 +1,107 @@
-"""Results as text: one table a suite, medians with spread, ratios to ours."""
+"""Results as Markdown: one table a suite, medians with spread, ratios to ours in paired rounds."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-OURS = "sparse_embed"
+from benchmarks import targets
+from benchmarks.figures import markdown_table, ratio, ratio_text, time_text
 
 
-def _time(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
-
-
-def rows(case: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """(case, competitor, median, min to max, ratio to ours) of each competitor."""
-    base = case["samples"].get(OURS)
+def rows(case: dict[str, Any], copy_rate: float | None = None) -> list[list[str]]:
+    """[case, competitor, median, min to max, time over ours, GB/s] of each competitor."""
+    ours = case.get("ours", "sparse_embed")
+    base = case["samples"].get(ours)
     found = []
     for name, samples in case["samples"].items():
-        median = float(np.median(samples))
-        ratio = ""
-        if base and name != OURS:
-            pairs = np.array(samples) / np.array(base)
-            low, high = np.percentile(pairs, [25, 75])
-            ratio = f"{np.median(pairs):.2f} ({low:.2f} to {high:.2f})"
-        spread = f"{_time(min(samples))} to {_time(max(samples))}"
-        found.append((case["name"], name, _time(median), spread, ratio))
+        against = ratio_text(ratio(samples, base)) if base and name != ours else ""
+        spread = f"{time_text(min(samples))} to {time_text(max(samples))}"
+        speed = ""
+        if case.get("moved_bytes"):
+            rate = case["moved_bytes"] / float(np.median(samples)) / 1e9
+            speed = f"{rate:.1f}" + (f" ({rate / copy_rate:.0%})" if copy_rate else "")
+        found.append(
+            [case["name"], name, time_text(float(np.median(samples))), spread, against, speed]
+        )
     for name, reason in case["absent"].items():
-        found.append((case["name"], name, "absent", reason, ""))
+        found.append([case["name"], name, "absent", reason, "", ""])
     return found
 
 
-def markdown(data: dict[str, Any]) -> str:
-    """The whole result file as Markdown."""
-    environment = ", ".join(f"{key} {value}" for key, value in data["environment"].items())
-    lines = [f"Command: `{data['command']}`", "", f"Machine: {environment}", ""]
-    for suite, cases in data["suites"].items():
-        lines += [f"## {suite}", ""]
-        lines += ["| case | who | median | min to max | time over ours (quartiles of pairs) |"]
-        lines += ["|---|---|---|---|---|"]
-        for case in cases:
-            lines += ["| " + " | ".join(row) + " |" for row in rows(case)]
-        lines.append("")
+def suite(name: str, cases: Sequence[dict[str, Any]], copy_rate: float | None = None) -> str:
+    """One suite's table, and its facts below."""
+    body = [row for case in cases for row in rows(case, copy_rate)]
+    head = ["case", "who", "median", "min to max", "time over ours (quartiles of pairs)"]
+    if any(row[5] for row in body):
+        head.append("GB/s (of a stream copy)")
+    else:
+        body = [row[:5] for row in body]
+    lines = [f"## {name}", "", *markdown_table(head, body), ""]
+    facts = [(case["name"], case["facts"]) for case in cases if case["facts"]]
+    for case_name, found in facts:
+        lines += [f"- {case_name}: {_facts(found)}"]
+    return "\n".join([*lines, ""] if facts else lines)
+
+
+def _facts(found: dict[str, Any]) -> str:
+    return "; ".join(f"{key} {_fact(value)}" for key, value in found.items())
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} {_fact(x)}" for key, x in value.items()) + "}"
+    if isinstance(value, list):
+        return " to ".join(_fact(x) for x in value)
+    return (
+        f"{value:,.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
+
+
+def head(data: dict[str, Any]) -> str:
+    """Machine, ceilings, who is absent, and the command."""
+    found = dict(data["environment"])
+    peers = found.pop("peers", {})
+    there = ", ".join(f"{name} {version}" for name, version in peers.items() if version != "absent")
+    gone = ", ".join(name for name, version in peers.items() if version == "absent")
+    lines = [f"Command: `{data['command']}`", ""]
+    lines += ["Machine: " + ", ".join(f"{key} {value}" for key, value in found.items()), ""]
+    if data.get("machine"):
+        ceilings = ", ".join(f"{key} {value}" for key, value in data["machine"].items())
+        lines += [f"Memory, measured in the same run: {ceilings}", ""]
+    lines += [f"Peers: {there or 'none'}", "", f"Absent: {gone or 'none'}", ""]
+    for name, reason in data.get("failed", {}).items():
+        lines += [f"**{name} failed**: {reason}", ""]
     return "\n".join(lines)
 
 
-def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Ratio new / old of the medians of every competitor in both; only equal cases are compared."""
-    lines = ["| suite | case | who | old | new | new / old |", "|---|---|---|---|---|---|"]
-    for suite, cases in new["suites"].items():
-        before = {case["name"]: case for case in old["suites"].get(suite, [])}
-        for case in cases:
-            if case["name"] not in before:
-                continue
-            for name, samples in case["samples"].items():
-                earlier = before[case["name"]]["samples"].get(name)
-                if earlier:
-                    a, b = float(np.median(earlier)), float(np.median(samples))
-                    noise = (max(samples) - min(samples)) / b
-                    lines.append(
-                        f"| {suite} | {case['name']} | {name} | {_time(a)} | {_time(b)} | "
-                        f"{b / a:.2f} (spread {noise:.0%}) |"
-                    )
+def markdown(data: dict[str, Any], drawn: dict[str, list[Path]] | None = None) -> str:
+    """The whole result: head, what was to be reached, each suite with its plots."""
+    copy_rate = data.get("machine", {}).get("stream copy, GB/s")
+    lines = [head(data)]
+    wanted = targets.rows(data)
+    if wanted:
+        lines += ["## What was to be reached", "", *markdown_table(targets.HEAD, wanted), ""]
+    for name, cases in data["suites"].items():
+        lines.append(suite(name, cases, copy_rate))
+        for path in (drawn or {}).get(name, []):
+            lines += [f"![{name}]({path.parent.name}/{path.name})", ""]
     return "\n".join(lines)
+
+
+def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several result files of one machine as one; a suite that is in several: the last counts."""
+    found = {key: value for key, value in results[0].items() if key != "suites"}
+    found["command"] = "` and `".join(result["command"] for result in results)
+    found["suites"], found["failed"] = {}, {}
+    for result in results:
+        found["suites"].update(result["suites"])
+        found["failed"].update(result.get("failed", {}))
+    return found

@@ -1,20 +1,16 @@
 """What durability costs: training with commits against training without, on one file-backed table.
 
-    python benchmarks/suites/durability.py [--quick] [--folder DIR] [--steps N] [--json FILE]
-
-All ratios are of one run on one disk.  A block of steps with commits may cost the larger of the
-same block without commits and its journal bytes at the disk's sequential write rate; the ratio to
-that is reported, for blocks in turn.  Stalls are the seconds that calls of `commit` took.
+A block of steps with commits is allowed the larger of the same block without commits and its
+journal bytes at the disk's sequential write rate of the same run; "allowed for X" is that time for
+each round of X.  Stalls are the seconds that calls of `commit` took.  Blocks take turns; between
+them everything becomes durable and is folded, untimed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import mmap
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,19 +20,18 @@ from typing import Any
 
 import numpy as np
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import sparse_embed as se
-from benchmarks.harness import Case, Disagreement
+from benchmarks.harness import Case, Disagreement, Settings
 from benchmarks.workloads import Workload
 
 ABOUT = "training with a commit every n steps; commit against table size; recovery"
 CHUNK = 8 << 20
+_BATCHES = 500  # distinct ones; longer blocks go round
+_WAIT, _GO = "commit()", "commit(wait=False)"
 
 
 @contextmanager
-def _folder(where: str | None) -> Iterator[Path]:
+def _folder(where: Path | None) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="durability-", dir=where))
     try:
         yield path
@@ -119,55 +114,51 @@ class Trainer:
         self.table.checkpoint()
 
 
-def training(path: Path, workload: Workload, steps: int, rounds: int, rate: float) -> list[Case]:
-    """Blocks without commits and with, in turn."""
-    trainer = Trainer(path, workload, batches=min(steps, 64))
-    for _ in range(min(steps, 30)):
+def training(
+    path: Path, workload: Workload, plan: list[tuple[int, int, int]], rate: float
+) -> Iterator[Case]:
+    """Blocks without commits and with, in turn; plan: (commit every, steps a block, rounds)."""
+    trainer = Trainer(path, workload, batches=min(max(steps for _, steps, _ in plan), _BATCHES))
+    for _ in range(min(30, len(trainer.batches))):
         trainer.step()
     trainer.settle()
-    cases = []
-    for every in (10, 100, 1000, 10_000):
-        count = max(steps, every) if every <= 1000 else every
-        if every > max(steps, 100):
-            continue
-        case = Case(f"{workload.name}, a commit every {every} steps, {count} steps")
+    for every, steps, rounds in plan:
+        case = Case(f"{workload.name}: a commit every {every} steps, blocks of {steps} steps")
+        case.ours = None
         results: dict[str, list[dict[str, Any]]] = {}
-        for _ in range(rounds):
-            for name, frequency, wait in (
-                ("without commits", 0, True),
-                ("commit()", every, True),
-                ("commit(wait=False)", every, False),
-            ):
-                result = trainer.block(count, frequency, wait)
+        kinds = [("no commits", 0, True), *((name, every, name == _WAIT) for name in (_WAIT, _GO))]
+        for turn in range(rounds):
+            for name, frequency, wait in [*kinds[turn % 3 :], *kinds[: turn % 3]]:
+                results.setdefault(name, []).append(trainer.block(steps, frequency, wait))
                 trainer.settle()
-                results.setdefault(name, []).append(result)
-                case.samples.setdefault(name, []).append(result["seconds"])
-        plain = results.pop("without commits")
-        for name, found in results.items():
+        plain = results["no commits"]
+        case.samples = {name: [one["seconds"] for one in found] for name, found in results.items()}
+        for name in (_WAIT, _GO):
             allowed = [
                 max(base["seconds"], one["journal_bytes"] / rate)
-                for base, one in zip(plain, found, strict=True)
+                for base, one in zip(plain, results[name], strict=True)
             ]
-            ratios = [one["seconds"] / most for one, most in zip(found, allowed, strict=True)]
-            stalls = [stall for one in found for stall in one["stalls"]]
-            case.facts[name] = {
-                "ratio_to_allowed": float(np.median(ratios)),
-                "ratio_spread": [min(ratios), max(ratios)],
-                "ratio_to_no_commits": float(
-                    np.median(
-                        [o["seconds"] / b["seconds"] for o, b in zip(found, plain, strict=True)]
-                    )
-                ),
-                "bound": "disk" if allowed[0] > plain[0]["seconds"] else "training",
-                "journal_mb_a_block": found[0]["journal_bytes"] / 1e6,
-                "stall_ms_median": 1e3 * float(np.median(stalls)),
-                "stall_ms_worst": 1e3 * max(stalls),
-                "staging_mb": found[-1]["staging_bytes"] / 1e6,
-                "checkpoints_meanwhile": sum(one["checkpoints"] for one in found),
-            }
-        cases.append(case)
+            case.samples[f"allowed for {name}"] = allowed
+            case.facts[name] = _facts(results[name], plain, allowed)
+        yield case
     _check(trainer)
-    return cases
+
+
+def _facts(
+    found: list[dict[str, Any]], plain: list[dict[str, Any]], allowed: list[float]
+) -> dict[str, Any]:
+    stalls = [stall for one in found for stall in one["stalls"]]
+    journal = found[0]["journal_bytes"]
+    return {
+        "bound by": "the disk" if allowed[0] > plain[0]["seconds"] else "training",
+        "journal MB a block": journal / 1e6,
+        "rows a commit": journal / 768 / len(found[0]["stalls"]),
+        "journal MB/s": journal / 1e6 / found[0]["seconds"],
+        "stall ms, median": 1e3 * float(np.median(stalls)),
+        "stall ms, worst": 1e3 * max(stalls),
+        "staging MB": max(one["staging_bytes"] for one in found) / 1e6,
+        "checkpoints meanwhile": sum(one["checkpoints"] for one in found),
+    }
 
 
 def _check(trainer: Trainer) -> None:
@@ -181,38 +172,42 @@ def _check(trainer: Trainer) -> None:
             raise Disagreement("durability: the reopened table differs")
 
 
-def commit_by_table_size(folder: Path, sizes: list[int], touched: int, rounds: int) -> Case:
+def commit_by_table_size(
+    folder: Path, sizes: list[int], touched: list[int], rounds: int
+) -> Iterator[Case]:
     """The same number of rows touched in tables of different sizes: seconds of one commit."""
-    tables = {}
-    for rows in sizes:
-        tables[rows] = se.EmbeddingTable.create(
+    tables = {
+        rows: se.EmbeddingTable.create(
             folder / f"t{rows}",
             num_embeddings=rows,
             embedding_dim=64,
             optimizer=se.LazyAdam(1e-3),
             cache_bytes=512 << 20,
         )
-    case = Case(f"commit of {touched:,} touched rows by table size")
+        for rows in sizes
+    }
     rng = np.random.default_rng(2)
-    grad = np.ones((touched, 64), np.float32)
-    for i in range(rounds + 1):
-        for rows, table in tables.items():
-            table.update(grad, rng.integers(0, rows, touched))
-            begin = time.perf_counter()
-            table.commit()
-            if i:
-                seconds = time.perf_counter() - begin
-                case.samples.setdefault(f"{rows:,} rows", []).append(seconds)
-    medians = [case.median(name) for name in case.samples]
-    case.facts["largest / smallest table"] = medians[-1] / medians[0]
+    for count in touched:
+        case = Case(f"a commit of {count:,} touched rows", ours=None, axis=("rows touched", count))
+        grad = np.ones((count, 64), np.float32)
+        for i in range(-1, rounds):
+            for rows, table in tables.items():
+                table.update(grad, rng.integers(0, rows, count))
+                begin = time.perf_counter()
+                table.commit()
+                if i >= 0:
+                    seconds = time.perf_counter() - begin
+                    case.samples.setdefault(f"table of {rows:,} rows", []).append(seconds)
+        first, *_, last = (case.median(name) for name in case.samples)
+        case.facts["largest / smallest table"] = last / first
+        yield case
     for table in tables.values():
         table.close(checkpoint=False)
-    return case
 
 
 def recovery(folder: Path, frames: list[int], touched: int, rounds: int) -> Case:
     """Seconds to open a store by the size of its journal."""
-    case = Case(f"opening by journal size, {touched:,} rows a commit")
+    case = Case(f"opening by journal size, {touched:,} rows a commit", ours=None)
     for count in frames:
         path = folder / f"r{count}"
         table = se.EmbeddingTable.create(
@@ -240,50 +235,24 @@ def recovery(folder: Path, frames: list[int], touched: int, rounds: int) -> Case
     return case
 
 
-def run(quick: bool, folder: str | None = None, steps: int | None = None) -> list[Case]:
+def run(settings: Settings) -> Iterator[Case]:
+    quick = settings.quick
     workload = Workload(100_000, 64, 512, 8) if quick else Workload()
-    count = steps or (40 if quick else 200)
-    rounds = 2 if quick else 3
-    with _folder(folder) as path:
+    rounds = settings.count(3, 1)
+    with _folder(settings.folder) as path:
         size = (64 if quick else 2048) << 20
-        disk = Case("sequential write, chunks of 8 MiB")
+        disk = Case("sequential write, chunks of 8 MiB", ours=None)
         disk.samples["before"] = sequential_write(path / "x", size)
         rate = size / sum(disk.samples["before"])
-        cases = training(path / "t", workload, count, rounds, rate)
+        full = [(10, 100, rounds), (100, 200, rounds), (1000, 1000, 1), (10_000, 10_000, 1)]
+        plan = [(5, 20, rounds)] if quick else full if settings.rounds is None else full[:3]
+        yield from training(path / "t", workload, plan, rate)
         disk.samples["after"] = sequential_write(path / "x", size)
         disk.facts = {
             name + ", MB/s": size / 1e6 / sum(samples) for name, samples in disk.samples.items()
         }
+        yield disk
         sizes = [10**6, 10**7] if quick else [10**6, 10**8, 10**9]
-        touched = 2000 if quick else 20_000
-        cases.append(commit_by_table_size(path, sizes, touched, 3 if quick else 10))
-        cases.append(recovery(path, [2, 8] if quick else [5, 20, 80], touched, rounds))
-    return [disk, *cases]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--folder", help="on the disk to measure (default: the temporary folder)")
-    parser.add_argument(
-        "--steps", type=int, help="of a block; more than 1000 adds longer intervals"
-    )
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
-    cases = run(asked.quick, asked.folder, asked.steps)
-    for case in cases:
-        print(case.name)
-        for name in case.samples:
-            samples = case.samples[name]
-            spread = f"{1e3 * min(samples):.2f} to {1e3 * max(samples):.2f}"
-            print(f"  {name:24} {1e3 * case.median(name):10.2f} ms ({spread})")
-        for name, fact in case.facts.items():
-            print(f"  {name}: {json.dumps(fact)}")
-    if asked.json:
-        asked.json.write_text(json.dumps([case.to_dict() for case in cases], indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        touched = [200, 2000] if quick else [200, 2000, 20_000, 100_000]
+        yield from commit_by_table_size(path, sizes, touched, 3 if quick else 10)
+        yield recovery(path, [2, 8] if quick else [5, 20, 80], 2000 if quick else 20_000, rounds)

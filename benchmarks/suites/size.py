@@ -5,22 +5,25 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 import sparse_embed as se
-from benchmarks.harness import Case
+from benchmarks.harness import Case, Settings
 
 ABOUT = "create + open + update + commit + close of the same 10 batches, 10^6 against 10^9 rows"
 
 
-def run(quick: bool) -> list[Case]:
-    rounds, batch = (1, 500) if quick else (7, 20_000)
+def run(settings: Settings) -> Iterator[Case]:
+    rounds, batch = settings.count(5, 1), 500 if settings.quick else 20_000
     sizes = (10**6, 10**8, 10**9)
     parts = ("create", "open", "update", "commit", "close", "total", "fold, per 4-KiB page")
-    cases = {part: Case(f"{part}: 10 batches of {batch:,} ids below 10^6") for part in parts}
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir="."))
+    cases = {
+        part: Case(f"{part}: 10 batches of {batch:,} ids below 10^6", ours=None) for part in parts
+    }
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=settings.folder))
     try:
         for round_ in range(-1, rounds):
             for size in sizes:
@@ -30,7 +33,7 @@ def run(quick: bool) -> list[Case]:
                         cases[part].samples.setdefault(f"{size:.0e} rows", []).append(seconds)
     finally:
         shutil.rmtree(folder)
-    return list(cases.values())
+    yield from cases.values()
 
 
 def _once(path: Path, size: int, batch: int) -> dict[str, float]:

@@ -1,50 +1,65 @@
-"""One training step: pooled forward, backward, optimizer; ours against torch, beside the ceiling.
+"""One training step: pooled forward, backward, optimizer; ours against torch and FBGEMM.
 
-The ceiling is C's lookup plus C's Adam on merged gradients that it is given: what the memory allows
-when sorting and adding gradients cost nothing.
+"C: floor" is what a step cannot avoid, in C: the lookup, the sort of (row, bag), the sum of each
+row's gradients, and Adam on the records given these sums, each as its own pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
 import sparse_embed as se
-from benchmarks.ceilings import Ceilings
-from benchmarks.harness import Case, Competitor, gate, race
-from benchmarks.suites.lookup import fill
+from benchmarks import peers, tables, workloads
+from benchmarks.ceilings import Ceilings, Room, best_distance, label
+from benchmarks.harness import Case, Competitor, Settings, gate, race
 from benchmarks.workloads import Workload
 
-ABOUT = "forward + backward + LazyAdam (and others) on one batch; torch EmbeddingBag + SparseAdam"
-
-OPTIMIZERS = {
-    "lazy_adam": se.LazyAdam(1e-3),
-    "row_wise_adagrad": se.RowWiseAdagrad(1e-2),
-    "adagrad": se.Adagrad(1e-2),
-    "sgd": se.SGD(1e-2),
-}
+ABOUT = "forward + backward + optimizer on one batch: four optimizers, six skews"
 
 
-def run(quick: bool) -> list[Case]:
-    rows = 100_000 if quick else 10_000_000
-    batch = 256 if quick else 4096
-    cases = []
-    for name in ["lazy_adam"] if quick else OPTIMIZERS:
-        for alpha in (1.05, 0.0):
-            work = Workload(num_embeddings=rows, alpha=alpha, batch_size=batch)
-            cases.append(_race(work, name, 3 if quick else 15))
-    return cases
+def run(settings: Settings) -> Iterator[Case]:
+    base = Workload().changed(settings)
+    if settings.quick:
+        base = replace(base, num_embeddings=20_000, batch_size=256, bag_size=8)
+        for name in ("lazy_adam", "row_wise_adagrad"):
+            yield from _cases(settings, name, [base])
+        return
+    uniform = replace(base, alpha=0.0)
+    skews = [
+        replace(base, alpha=alpha) for alpha in (workloads.ADS, workloads.BIGRAMS, workloads.USERS)
+    ]
+    trace = replace(base, trace="dlrm-2022")
+    yield from _cases(settings, "lazy_adam", [base, uniform, *skews, trace])
+    for name in ("row_wise_adagrad", "adagrad", "sgd"):
+        yield from _cases(settings, name, [base, uniform])
 
 
-def _race(work: Workload, name: str, rounds: int) -> Case:
-    optimizer = OPTIMIZERS[name]
-    table = se.EmbeddingTable.create(
-        None,
-        num_embeddings=work.num_embeddings,
-        embedding_dim=work.embedding_dim,
-        optimizer=optimizer,
-        cache_bytes=12 << 30,
-    )
-    fill(table)
+def _cases(settings: Settings, name: str, works: list[Workload]) -> Iterator[Case]:
+    shape = works[0]
+    kinds, absent = peers.training_peers(name)
+    small = replace(shape, num_embeddings=1000, batch_size=64, bag_size=8)
+    _gate(small, name, kinds)
+    table = tables.filled(shape.num_embeddings, shape.embedding_dim, name)
+    others = [kind([shape.num_embeddings], shape.embedding_dim, name) for kind in kinds]
+    try:
+        for work in works:
+            yield _race(settings, name, work, table, others, absent)
+    finally:
+        table.close()
+
+
+def _race(
+    settings: Settings,
+    name: str,
+    work: Workload,
+    table: se.EmbeddingTable,
+    others: list[peers.Tables],
+    absent: dict[str, str],
+) -> Case:
     batches, offsets = work.batches(8), work.offsets()
     rng = np.random.default_rng(2)
     grad = rng.standard_normal((work.batch_size, work.embedding_dim)).astype(np.float32)
@@ -53,124 +68,112 @@ def _race(work: Workload, name: str, rounds: int) -> Case:
         table.lookup(batches[i % 8], offsets, mode="sum")
         table.update(grad, batches[i % 8], offsets, mode="sum")
 
-    # Agree on one step of a small table first, weights compared.
-    small = Workload(num_embeddings=1000, batch_size=64, bag_size=8, alpha=work.alpha)
-    competitors = [Competitor("sparse_embed", ours, lambda: _one_step(small, optimizer))]
-    absent: dict[str, str] = {}
-    step = _torch_step(work, name, batches, offsets, grad, absent)
-    if step is not None:
-        competitors.append(Competitor("torch", step, lambda: _one_torch_step(small, name)))
-    expected = _one_step(small, optimizer)
-    gate(competitors, expected, 1e-5, name)  # float32 sums in another order, then one step
+    competitors = [Competitor("sparse_embed", ours)]
+    for other in others:
+        prepared = [other.prepare([batch], offsets, grad) for batch in batches]
+
+        def step(i: int, other: peers.Tables = other, prepared: list[Any] = prepared) -> None:
+            other.step(prepared[i % 8])
+
+        competitors.append(Competitor(other.name, step))
+    unique = np.mean([len(np.unique(batch)) for batch in batches])
+    lanes = {"lazy_adam": 3, "adagrad": 2, "sgd": 1, "row_wise_adagrad": 1}[name]
+    facts: dict[str, Any] = {"rows touched a step": float(unique)}
     if name == "lazy_adam":
-        _add_ceiling(competitors, absent, table, work, batches, offsets)
-    case = race(f"{name}: {work.name}", competitors, rounds)
-    case.absent = absent
-    table.close()
+        competitors += floor(table, work, batches, offsets, grad, facts)
+    case = race(
+        f"{name}: {work.name}",
+        competitors,
+        settings.count(12, 2),
+        absent=absent,
+        moved_bytes=int(4 * work.embedding_dim * (work.length + 2 * lanes * unique)),
+    )
+    case.facts = facts
     return case
 
 
-def _add_ceiling(
-    competitors: list[Competitor],
-    absent: dict[str, str],
+def floor(
     table: se.EmbeddingTable,
     work: Workload,
-    batches: list[np.ndarray],
-    offsets: np.ndarray,
-) -> None:
-    try:
-        native = Ceilings(work.embedding_dim, se.get_num_threads())
-    except LookupError as error:
-        absent["C: lookup + row update"] = str(error)
-        return
-    records = table._table.rows.resident.records
+    batches: list[Any],
+    offsets: Any,
+    grad: Any,
+    facts: dict[str, Any],
+) -> list[Competitor]:
+    """The unavoidable in C, and the part of it that is memory traffic of the rows alone."""
+    native = Ceilings(work.embedding_dim, se.get_num_threads())
+    records, count = tables.records(table), len(batches)
     unique = [np.unique(batch) for batch in batches]
-    merged = np.zeros((max(len(rows) for rows in unique), work.embedding_dim), np.float32)
+    rooms = [Room(batch, work.embedding_dim) for batch in batches]
+    bags = np.repeat(np.arange(work.batch_size, dtype=np.int32), work.bag_size)
+    native.merge(grad, batches[0], bags, rooms[0])
+    near = best_distance(lambda a: native.gather_sum(records, batches[0], offsets, ahead=a))
+    far = best_distance(lambda a: native.adam_rows(records, unique[0], rooms[0].sums, 0.0, ahead=a))
+    facts |= {"prefetch distances of the ceiling": [near, far]}
+    expected = np.zeros((len(unique[0]), work.embedding_dim))
+    where = np.searchsorted(unique[0], batches[0])
+    np.add.at(expected, where, grad[bags].astype(np.float64))
+    # Sums of up to tens of thousands of float32 in another order.
+    allowed = 1e-5 * max(1.0, float(np.abs(expected).max()))
+    gate([Competitor("the floor's merge", print, lambda: rooms[0].sums)], expected, allowed, "C")
 
-    def ceiling(i: int) -> None:
-        native.gather_sum(records, batches[i % 8], offsets)
-        native.adam_rows(records, unique[i % 8], merged, 1e-3)
+    def rows_only(i: int) -> None:
+        native.gather_sum(records, batches[i % count], offsets, ahead=near)
+        native.adam_rows(records, unique[i % count], rooms[i % count].sums, 1e-3, ahead=far)
 
-    competitors.append(Competitor("C: lookup + row update", ceiling))
+    def all_of_it(i: int) -> None:
+        native.gather_sum(records, batches[i % count], offsets, ahead=near)
+        native.merge(grad, batches[i % count], bags, rooms[i % count])
+        native.adam_rows(records, unique[i % count], rooms[i % count].sums, 1e-3, ahead=far)
+
+    return [
+        Competitor(label("floor"), all_of_it),
+        Competitor(label("lookup and row update alone"), rows_only),
+    ]
 
 
-def _start(work: Workload) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _gate(work: Workload, name: str, kinds: list[type[peers.Tables]]) -> None:
+    """One step of a small table from the same weights: all competitors, and the reference."""
     rng = np.random.default_rng(3)
-    weight = rng.standard_normal((work.num_embeddings, work.embedding_dim)).astype(np.float32)
+    shape = (work.num_embeddings, work.embedding_dim)
+    weight = rng.standard_normal(shape).astype(np.float32)
     grad = rng.standard_normal((work.batch_size, work.embedding_dim)).astype(np.float32)
-    return weight, grad, work.batches(1)[0]
+    batch, offsets = work.batches(1)[0], work.offsets()
+
+    def ours() -> Any:
+        table = tables.make(*shape, name)
+        table.assign(np.arange(work.num_embeddings), weight)
+        table.update(grad, batch, offsets, mode="sum")
+        return table.lookup(np.arange(work.num_embeddings))
+
+    def theirs(kind: type[peers.Tables]) -> Any:
+        found = kind([work.num_embeddings], work.embedding_dim, name, [weight])
+        found.step(found.prepare([batch], offsets, grad))
+        return found.weight()
+
+    competitors = [
+        Competitor("sparse_embed", print, ours),
+        *(Competitor(kind.name, print, lambda kind=kind: theirs(kind)) for kind in kinds),
+    ]
+    # float32 sums in another order, then one step of at most lr.
+    gate(competitors, expected_step(weight, grad, batch, offsets, name), 2e-5, name)
 
 
-def _one_step(work: Workload, optimizer: object) -> np.ndarray:
-    weight, grad, batch = _start(work)
-    table = se.EmbeddingTable.create(
-        None,
-        num_embeddings=work.num_embeddings,
-        embedding_dim=work.embedding_dim,
-        optimizer=optimizer,  # type: ignore[arg-type]
-    )
-    table.assign(np.arange(work.num_embeddings), weight)
-    table.update(grad, batch, work.offsets(), mode="sum")
-    return table.lookup(np.arange(work.num_embeddings))
-
-
-def _torch_optimizer(name: str, parameters: object) -> object:
-    import torch
-
-    makers = {
-        "lazy_adam": lambda: torch.optim.SparseAdam(parameters, lr=1e-3),
-        "adagrad": lambda: torch.optim.Adagrad(parameters, lr=1e-2),
-        "sgd": lambda: torch.optim.SGD(parameters, lr=1e-2),
-    }
-    return makers[name]() if name in makers else None
-
-
-def _one_torch_step(work: Workload, name: str) -> np.ndarray:
-    import torch
-
-    weight, grad, batch = _start(work)
-    bag = torch.nn.EmbeddingBag.from_pretrained(
-        torch.from_numpy(weight), freeze=False, mode="sum", sparse=True
-    )
-    optimizer = _torch_optimizer(name, list(bag.parameters()))
-    bag(torch.from_numpy(batch), torch.from_numpy(work.offsets()[:-1].copy())).backward(
-        torch.from_numpy(grad)
-    )
-    optimizer.step()  # type: ignore[attr-defined]
-    return np.asarray(bag.weight.detach().numpy())
-
-
-def _torch_step(
-    work: Workload,
-    name: str,
-    batches: list[np.ndarray],
-    offsets: np.ndarray,
-    grad: np.ndarray,
-    absent: dict[str, str],
-) -> object:
-    try:
-        import torch
-    except ImportError:
-        absent["torch"] = "not installed"
-        return None
-    torch.set_num_threads(se.get_num_threads())
-    if _torch_optimizer(name, [torch.nn.Parameter(torch.zeros(1))]) is None:
-        absent["torch"] = f"has no {name}"
-        return None
-    bag = torch.nn.EmbeddingBag(
-        work.num_embeddings,
-        work.embedding_dim,
-        mode="sum",
-        sparse=True,
-        _weight=torch.zeros(work.num_embeddings, work.embedding_dim),
-    )
-    optimizer = _torch_optimizer(name, list(bag.parameters()))
-    ids = [torch.from_numpy(batch) for batch in batches]
-    starts, upstream = torch.from_numpy(offsets[:-1].copy()), torch.from_numpy(grad)
-
-    def step(i: int) -> None:
-        optimizer.zero_grad()  # type: ignore[attr-defined]
-        bag(ids[i % 8], starts).backward(upstream)
-        optimizer.step()  # type: ignore[attr-defined]
-
-    return step
+def expected_step(weight: Any, grad: Any, batch: Any, offsets: Any, name: str) -> Any:
+    """The first step in float64, from the optimizers' formulas."""
+    gradient = np.zeros(weight.shape)
+    bags = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    np.add.at(gradient, batch, grad[bags].astype(np.float64))
+    touched = np.unique(batch)
+    g = gradient[touched]
+    if name == "lazy_adam":  # the first step's bias corrections cancel the betas, but for eps
+        change = g / (np.abs(g) + 1e-8 / np.sqrt(1 - 0.999))
+    elif name == "adagrad":
+        change = g / (np.abs(g) + 1e-10)
+    elif name == "row_wise_adagrad":
+        change = g / (np.sqrt(np.mean(g * g, axis=1, keepdims=True)) + 1e-10)
+    else:
+        change = g
+    wanted = weight.astype(np.float64)
+    wanted[touched] -= peers.LR[name] * change
+    return wanted

@@ -1,0 +1,213 @@
+"""Tables in files: with all rows in the cache, after a cold start, and larger than the cache.
+
+Cold means that the kernel's pages of the data file are dropped before each round.  "reads of the
+disk" reads as many records, at random places of the same file, with many threads at once and
+nothing else to do; how many threads are best is tried first.  (The host of a virtual machine may
+have a cache of its own below; both sides have it.)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import sparse_embed as se
+from benchmarks import tables
+from benchmarks.ceilings import Ceilings
+from benchmarks.harness import Case, Competitor, Settings, gate, race
+from benchmarks.workloads import WORDS, Workload
+
+ABOUT = "file-backed steps: warm, cold, and with a cache of a tenth of the table"
+
+DISK = "reads of the disk"
+_DIM = 64
+
+
+def run(settings: Settings) -> Iterator[Case]:
+    folder = Path(tempfile.mkdtemp(prefix="storage-", dir=settings.folder))
+    try:
+        rows = 20_000 if settings.quick else 4_000_000
+        yield from _warm(settings, folder / "warm", rows)
+        shutil.rmtree(folder / "warm", ignore_errors=True)
+        path, rows = folder / "table", rows // 2
+        _create(path, rows)
+        yield _cold(settings, path, rows)
+        for alpha in (WORDS, 0.0):
+            for train in (False, True):
+                yield _larger(settings, path, rows, alpha, train)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill(table: se.EmbeddingTable) -> None:
+    """Give every row a record, through the public door."""
+    block = np.random.default_rng(1).standard_normal((1 << 16, _DIM)).astype(np.float32)
+    for begin in range(0, table.num_embeddings, len(block)):
+        stop = min(begin + len(block), table.num_embeddings)
+        table.assign(np.arange(begin, stop), block[: stop - begin])
+
+
+def _create(path: Path, rows: int) -> None:
+    table = tables.make(rows, _DIM, "lazy_adam", path)
+    _fill(table)
+    table.commit()
+    table.close()
+
+
+# ---- all rows in the cache --------------------------------------------------------------------
+
+
+def _warm(settings: Settings, path: Path, rows: int) -> Iterator[Case]:
+    sides = {
+        "in memory": tables.make(rows, _DIM, "lazy_adam"),
+        "in a file": tables.make(rows, _DIM, "lazy_adam", path),
+    }
+    for table in sides.values():
+        _fill(table)
+    sides["in a file"].commit()
+    for alpha in (WORDS, 0.0):
+        work = Workload(rows, _DIM, 256 if settings.quick else 4096, 32, alpha)
+        batches, offsets = work.batches(8), work.offsets()
+        shape = (work.batch_size, _DIM)
+        grad = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+        competitors = [
+            Competitor(name, _stepper(table, batches, offsets, grad))
+            for name, table in sides.items()
+        ]
+        expected = [table.lookup(batches[0], offsets) for table in sides.values()]
+        gate([Competitor("in a file", print, lambda e=expected: e[1])], expected[0], 0.0, work.name)
+        # Several rounds first: the first change of a row after a commit marks it.
+        case = race(f"warm: {work.name}", competitors, settings.count(25, 2), warmup=8)
+        case.ours = "in a file"
+        yield case
+    for table in sides.values():
+        table.close(checkpoint=False)
+
+
+def _stepper(
+    table: se.EmbeddingTable, batches: list[Any], offsets: Any, grad: Any
+) -> Callable[[int], None]:
+    def step(i: int) -> None:
+        table.lookup(batches[i % len(batches)], offsets, mode="sum")
+        table.update(grad, batches[i % len(batches)], offsets, mode="sum")
+
+    return step
+
+
+# ---- the disk ---------------------------------------------------------------------------------
+
+
+class Disk:
+    """The data file, its pages dropped at will, and random reads of its records."""
+
+    def __init__(self, path: Path, rows: int) -> None:
+        self._fd = os.open(path, os.O_RDONLY)
+        self._rows = rows
+        self._size = (os.fstat(self._fd).st_size - 4096) // rows
+        self._native = Ceilings(_DIM, 1)
+        self._rng = np.random.default_rng(5)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self.threads = 0
+
+    def drop(self) -> None:
+        os.fsync(self._fd)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def read(self, count: int, threads: int | None = None) -> None:
+        at = 4096 + self._rng.choice(self._rows, count, replace=False) * self._size
+        self._native.random_reads(self._fd, at, self._size, threads or self.threads)
+
+    def tune(self, count: int) -> None:
+        """Find the number of threads with the most reads a second."""
+        best = float("inf")
+        for threads in (4, 16, 32, 64, 128):
+            seconds = []
+            for _ in range(2):
+                self.drop()
+                begin = time.perf_counter()
+                self.read(count, threads)
+                seconds.append(time.perf_counter() - begin)
+            if min(seconds) < best:
+                best, self.threads = min(seconds), threads
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _cold(settings: Settings, path: Path, rows: int) -> Case:
+    count = 500 if settings.quick else 20_000
+    disk = Disk(path / "rows.npy", rows)
+    disk.tune(count)
+    rng = np.random.default_rng(6)
+    opened: list[se.EmbeddingTable] = []
+
+    def reopen(_: int) -> None:
+        for table in opened:
+            table.close(checkpoint=False)
+        opened[:] = [se.EmbeddingTable.open(path, "r")]
+        disk.drop()
+
+    competitors = [
+        Competitor(
+            "sparse_embed",
+            lambda i: opened[0].lookup(rng.choice(rows, count, replace=False)),
+            before=reopen,
+        ),
+        Competitor(DISK, lambda i: disk.read(count), before=lambda i: disk.drop()),
+    ]
+    case = race(f"cold: {count:,} rows of {rows:,} x {_DIM}", competitors, settings.count(9, 1))
+    case.facts |= {"rows a second": count / case.median("sparse_embed"), "threads": disk.threads}
+    opened[0].close(checkpoint=False)
+    disk.close()
+    return case
+
+
+def _larger(settings: Settings, path: Path, rows: int, alpha: float, train: bool) -> Case:
+    """Batches over a table ten times the cache; the next batch is prefetched after each."""
+    work = Workload(rows, _DIM, 64 if settings.quick else 1024, 16, alpha)
+    record = tables.make(2, _DIM, "lazy_adam").info()["record_bytes"]
+    table = se.EmbeddingTable.open(path, cache_bytes=max(rows * record // 10, 1 << 20))
+    disk = Disk(path / "rows.npy", rows)
+    rounds = settings.count(12, 2)
+    warmup = 2 if settings.quick else 20
+    batches, offsets = work.batches(rounds + warmup + 1), work.offsets()
+    shape = (work.batch_size, _DIM)
+    grad = np.full(shape, 1e-3, np.float32)
+    missing = [1]
+    misses: list[int] = []
+
+    def before(i: int) -> None:
+        found = table._table.rows.resident.find(np.unique(batches[i + warmup]))
+        missing[0] = max(1, int(np.count_nonzero(found < 0)))
+        if i >= 0:
+            misses.append(missing[0])
+        disk.drop()
+
+    def step(i: int) -> None:
+        batch = batches[i + warmup]
+        table.lookup(batch, offsets, mode="sum")
+        if train:
+            table.update(grad, batch, offsets, mode="sum")
+
+    disk.tune(max(len(np.unique(batches[0])), 200))
+    competitors = [
+        Competitor("sparse_embed", step, before=before),
+        Competitor(DISK, lambda i: disk.read(missing[0]), before=lambda i: disk.drop()),
+    ]
+    what = "steps" if train else "lookups"
+    case = race(f"larger than its cache, {what}: {work.name}", competitors, rounds, warmup)
+    case.facts |= {
+        "rows missing a batch": float(np.mean(misses)),
+        "rows of a batch": float(np.mean([len(np.unique(batch)) for batch in batches])),
+        "threads of the disk's reads": disk.threads,
+    }
+    table.close(checkpoint=False)
+    disk.close()
+    return case
