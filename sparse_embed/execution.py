@@ -83,13 +83,14 @@ class Execution:
     def _by_pieces(
         self,
         batch: Batch,
-        out: np.ndarray,
+        dtype: type[np.generic],
         operation: Callable[[ops.Records, IndexArray, Batch, int], np.ndarray],
     ) -> np.ndarray:
-        """out[bags] = operation(records, slots, part, position of the part's first index)."""
+        """(B, D): [bags] = operation(records, slots, part, position of the part's first index)."""
         reached = self._reach(batch)
         if reached is not None:
             return operation(*reached, batch, 0)
+        out = np.empty((batch.num_bags, self.dim), dtype)
         step = max(1, _BLOCK_BYTES // self.table.rows.layout.record_bytes)
         first = 0
         while first < batch.num_bags:
@@ -107,15 +108,13 @@ class Execution:
 
     def lookup(self, batch: Batch) -> FloatArray:
         """(B, D) bags, or (L, D) rows of an unpooled batch."""
-        out = np.empty((batch.num_bags, self.dim), np.float32)
-        return self._by_pieces(batch, out, _lookup)
+        return self._by_pieces(batch, np.float32, _lookup)
 
     def argmax(self, batch: Batch) -> IndexArray | None:
         """For mode "max": which position each column of each bag comes from.  Else None."""
         if batch.mode != "max" or batch.offsets is None:
             return None
-        out = np.empty((batch.num_bags, self.dim), np.int64)
-        return self._by_pieces(batch, out, _max_positions)
+        return self._by_pieces(batch, np.int64, _max_positions)
 
     def dots(self, batch: Batch, grad: FloatArray) -> FloatArray:
         """(L,) <grad[bag of k], weight[indices[k]]>."""

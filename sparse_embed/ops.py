@@ -193,10 +193,13 @@ def lookup_bags(
     guard_fork()
     out = np.empty((len(offsets) - 1, rec.dim), np.float32)
     bounds = _plan.cut_bags_cpu()(offsets, _lookup.CHUNK)
-    _lookup.pool_cpu(rec.dim)(
-        rec.records, slots, indices, offsets, bounds, *_or_one(per_sample_weights),
-        MODES.index(mode), padding_idx, *rec.init_args, _counter(), out,
-    )  # fmt: skip
+    where = rec.records, slots, indices, offsets, bounds
+    rest = padding_idx, *rec.init_args, _counter(), out
+    if mode == "max":
+        _lookup.pool_max_cpu(rec.dim)(*where, *rest)
+    else:
+        weights, weighted = _or_one(per_sample_weights)
+        _lookup.pool_cpu(rec.dim, bool(weighted))(*where, weights, MODES.index(mode), *rest)
     return out
 
 

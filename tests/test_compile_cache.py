@@ -94,7 +94,7 @@ def test_second_call_compiles_nothing():
         ops.apply(rec, rows, rows, ops.backward(merged, coefficients, grad, None), SGD(0.1), 2, 0.1)
 
     step(None)
-    kernels = (lookup.pool_cpu(7), update.update_cpu(7, "sgd"))
+    kernels = (lookup.pool_cpu(7, False), update.update_cpu(7, "sgd"))
     before = [len(kernel.signatures) for kernel in kernels]
     step(np.ones(12, np.float32))  # weights or none: the same specialisation
     assert [len(kernel.signatures) for kernel in kernels] == before == [1, 1]

@@ -9,6 +9,7 @@
     bits(x), from_bits(u)         float32 <-> uint32, the same 32 bits
     next_chunk(counter, i)        counter[i], then counter[i] += 1, atomically (int64 array)
     prefetch(matrix, row, write)  the first cache line of a row
+    unlikely(condition)           the condition; what it guards is moved out of the loop's way
 
 Hazard: Numba's dead-code pass over parallel kernels takes a store through a pointer for dead when
 pointer and store stand in one basic block and nothing reads the pointer later.  Make the pointer
@@ -144,6 +145,20 @@ def next_chunk(typing_context, counter, which):
         return builder.atomic_rmw("add", place, ir.IntType(64)(1), "monotonic")
 
     return types.int64(counter, types.int64), codegen
+
+
+@intrinsic
+def unlikely(typing_context, condition):
+    """The condition, hardly ever true: LLVM keeps its branch out of the registers of the loop."""
+
+    def codegen(context, builder, sig, args):
+        i1 = ir.IntType(1)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(i1, [i1, i1]), "llvm.expect.i1"
+        )
+        return builder.call(function, [args[0], i1(0)])
+
+    return types.boolean(types.boolean), codegen
 
 
 @device_function

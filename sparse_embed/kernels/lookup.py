@@ -8,7 +8,7 @@
 
 Shapes   records (S, W) f4, weight in lanes [0, D) · slots (L,) i8: where the row of position k is
          indices (L,) i8 · offsets (B+1,) i8 · bounds: see `plan.cut_bags`
-         weights (L,) f4, or one 1 and a step of 0 · out (L, D) or (B, D) f4
+         weights (L,) f4, not used unless `weighted` · out (L, D) or (B, D) f4
 Order    left to right inside a bag, from +0.0; the scale is multiplied in at the end
 Virgin   weight lane 0 has all bits zero: the row's weights are its first ones (`initialize`)
 Padding  positions with indices[k] == padding_idx: zeros in gather, skipped when pooled
@@ -31,24 +31,37 @@ from sparse_embed.kernels._intrinsics import (
     prefetch_row,
     row_pointer,
     stack_f32,
+    unlikely,
 )
 from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
 from sparse_embed.kernels.initialize import init_row
+from sparse_embed.kernels.lanes import (
+    add_row,
+    add_scaled_row,
+    copy_row,
+    store_scaled_row,
+    zero_row,
+)
 
 SUM, MEAN, SQRTN, MAX = 0, 1, 2, 3  # `mode`
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _VIRGIN = np.uint32(0)
-_AHEAD = 16
+_MOST_ONES = 1 << 24  # 2^24 + 1 is not a float32
 CHUNK = 1024  # positions, or positions and bags together (`plan`)
+
+
+def rows_ahead(dim: int) -> int:
+    """How many rows to ask for in advance: enough to hide memory, not more than the L1 holds."""
+    return 16 if dim <= 128 else 8
 
 
 @device_function
 def weight_row(records, slot, row, scratch, dim, seed, init_kind, init_param):
     """Pointer to the weights of a row: in its record, or generated into `scratch`."""
     pointer = row_pointer(records, slot)
-    if bits(pointer[0]) == _VIRGIN:
+    if unlikely(bits(pointer[0]) == _VIRGIN):
         init_row(scratch, dim, seed, row, init_kind, init_param)
         pointer = scratch
     return pointer
@@ -67,6 +80,7 @@ def bag_scale(denominator, mode):
 @functools.cache
 def gather_cpu(dim: int):
     digest = DIGEST
+    ahead = rows_ahead(dim)
 
     @cpu_kernel
     def gather(records, slots, indices, padding_idx, seed, init_kind, init_param, counter, out):
@@ -79,36 +93,39 @@ def gather_cpu(dim: int):
                 if begin > last:
                     break
                 for k in range(begin, min(last + 1, begin + CHUNK)):
-                    prefetch_row(records, slot[min(k + _AHEAD, last)], dim)
+                    prefetch_row(records, slot[min(k + ahead, last)], dim)
                     target = row_pointer(out, k)
                     if index[k] == padding_idx:
-                        for d in range(dim):
-                            target[d] = _ZERO
+                        zero_row(target, dim)
                         continue
                     source = row_pointer(records, slot[k])
-                    if bits(source[0]) == _VIRGIN:
+                    if unlikely(bits(source[0]) == _VIRGIN):
                         init_row(target, dim, seed, index[k], init_kind, init_param)
                     else:
-                        for d in range(dim):
-                            target[d] = source[d]
+                        copy_row(target, source, dim)
 
     return gather
 
 
 @functools.cache
-def pool_cpu(dim: int):
+def pool_cpu(dim: int, weighted: bool):
+    """Two kernels, because a product and a running denominator cost a fifth where all rows are in
+    the cache.  Unweighted, the denominator is the count: 2^24 ones are 2^24, and one more of them
+    leaves a float32 there."""
     digest = DIGEST
+    ahead = rows_ahead(dim)
 
     @cpu_kernel
     def pool(
-        records, slots, indices, offsets, bounds, weights, weight_step, mode, padding_idx,
+        records, slots, indices, offsets, bounds, weights, mode, padding_idx,
         seed, init_kind, init_param, counter, out,
     ):  # fmt: skip
         _ = digest
         last = indices.shape[0] - 1
         chunks = bounds.shape[0] - 1
         for _worker in prange(WORKERS):
-            slot, index, weight = first(slots), first(indices), first(weights)
+            slot, index = first(slots), first(indices)
+            weight, offset = first(weights), first(offsets)
             total = stack_f32(dim)
             scratch = stack_f32(dim)
             while True:
@@ -116,35 +133,69 @@ def pool_cpu(dim: int):
                 if chunk >= chunks:
                     break
                 for b in range(bounds[chunk], bounds[chunk + 1]):
-                    for d in range(dim):
-                        total[d] = _ZERO
-                    denominator = _ZERO
-                    none = True
-                    for k in range(offsets[b], offsets[b + 1]):
-                        prefetch_row(records, slot[min(k + _AHEAD, last)], dim)
+                    zero_row(total, dim)
+                    denominator, count = _ZERO, 0
+                    for k in range(offset[b], offset[b + 1]):
+                        prefetch_row(records, slot[min(k + ahead, last)], dim)
                         if index[k] == padding_idx:
                             continue
                         row = weight_row(
                             records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
                         )
-                        if mode != MAX:
-                            w = weight[k * weight_step]
+                        if weighted:
+                            w = weight[k]
                             denominator += w if mode == MEAN else w * w
-                            for d in range(dim):
-                                total[d] = total[d] + w * row[d]
-                        elif none:
-                            for d in range(dim):
-                                total[d] = row[d]
+                            add_scaled_row(total, row, w, dim)
                         else:
-                            for d in range(dim):
-                                total[d] = row[d] if row[d] > total[d] else total[d]
-                        none = False
-                    target = row_pointer(out, b)
-                    scale = bag_scale(denominator, mode)
-                    for d in range(dim):
-                        target[d] = scale * total[d]
+                            count += 1
+                            add_row(total, row, dim)
+                    if not weighted:
+                        denominator = np.float32(min(count, _MOST_ONES))
+                    store_scaled_row(row_pointer(out, b), total, bag_scale(denominator, mode), dim)
 
     return pool
+
+
+@functools.cache
+def pool_max_cpu(dim: int):
+    digest = DIGEST
+    ahead = rows_ahead(dim)
+
+    @cpu_kernel
+    def pool_max(
+        records, slots, indices, offsets, bounds, padding_idx,
+        seed, init_kind, init_param, counter, out,
+    ):  # fmt: skip
+        _ = digest
+        last = indices.shape[0] - 1
+        chunks = bounds.shape[0] - 1
+        for _worker in prange(WORKERS):
+            slot, index = first(slots), first(indices)
+            scratch = stack_f32(dim)
+            while True:
+                chunk = next_chunk(counter, 0)
+                if chunk >= chunks:
+                    break
+                for b in range(bounds[chunk], bounds[chunk + 1]):
+                    best = row_pointer(out, b)
+                    none = True
+                    for k in range(offsets[b], offsets[b + 1]):
+                        prefetch_row(records, slot[min(k + ahead, last)], dim)
+                        if index[k] == padding_idx:
+                            continue
+                        row = weight_row(
+                            records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
+                        )
+                        if none:
+                            copy_row(best, row, dim)
+                        else:
+                            for d in range(dim):
+                                best[d] = row[d] if row[d] > best[d] else best[d]
+                        none = False
+                    if none:
+                        zero_row(best, dim)
+
+    return pool_max
 
 
 @functools.cache
