@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+import sparse_embed as se
 from benchmarks import peers, tables, workloads
 from benchmarks.harness import Case, Competitor, Settings, gate, race
 from benchmarks.suites.train_step import expected_step
@@ -33,10 +34,45 @@ def run(settings: Settings) -> Iterator[Case]:
             yield _race(settings, name, sizes(), 2048, bag, 32)
 
 
-class Separate:
-    """A table each, a lookup and an update each."""
+class Collection:
+    """Ours: one batched lookup and one batched update of all tables."""
 
     name = "sparse_embed"
+
+    def __init__(self, rows: list[int], dim: int, optimizer: str) -> None:
+        self.bags = se.EmbeddingBagCollection.create(
+            None,
+            {f"t{n}": count for n, count in enumerate(rows)},
+            dim,
+            optimizer=tables.OPTIMIZERS[optimizer],
+            cache_bytes=1 << 30,
+        )
+        self.tables = list(self.bags.tables.values())
+
+    def prepare(self, features: list[Any], offsets: Any, grad: Any) -> Any:
+        length = int(offsets[-1])
+        starts = [offsets[:-1] + n * length for n in range(len(features))]
+        return np.concatenate(features), np.concatenate([*starts, [length * len(features)]]), grad
+
+    def step(self, prepared: Any) -> None:
+        indices, offsets, grad = prepared
+        batch = self.bags.batch(indices, offsets)
+        self.bags.lookup(batch)
+        self.bags.update(grad, batch)
+
+    def weight(self, table: int) -> Any:
+        found = self.tables[table]
+        return found.lookup(np.arange(found.num_embeddings))
+
+    def assign(self, weights: list[Any]) -> None:
+        for table, weight in zip(self.tables, weights, strict=True):
+            table.assign(np.arange(len(weight)), weight)
+
+
+class Separate(Collection):
+    """A table each, a lookup and an update each."""
+
+    name = "sparse_embed, a call a table"
 
     def __init__(self, rows: list[int], dim: int, optimizer: str) -> None:
         self.tables = [tables.make(count, dim, optimizer, cache_bytes=1 << 30) for count in rows]
@@ -55,14 +91,6 @@ class Separate:
         for table, ids, part in zip(self.tables, features, parts, strict=True):
             table.update(part, ids, offsets, mode="sum")
 
-    def weight(self, table: int) -> Any:
-        found = self.tables[table]
-        return found.lookup(np.arange(found.num_embeddings))
-
-    def assign(self, weights: list[Any]) -> None:
-        for table, weight in zip(self.tables, weights, strict=True):
-            table.assign(np.arange(len(weight)), weight)
-
 
 def _batch(rows: list[int], batch: int, bag: int, seed: int) -> list[Any]:
     """Row numbers of each table."""
@@ -80,7 +108,8 @@ def _race(settings: Settings, name: str, rows: list[int], batch: int, bag: int, 
     batches = [_batch(rows, batch, bag, seed) for seed in range(4)]
     kinds, absent = peers.training_peers(name)
     competitors = []
-    for side in (Separate(rows, dim, name), *(kind(rows, dim, name) for kind in kinds)):
+    ours = (Collection(rows, dim, name), Separate(rows, dim, name))
+    for side in (*ours, *(kind(rows, dim, name) for kind in kinds)):
         prepared = [side.prepare(features, offsets, grad) for features in batches]
 
         def step(i: int, side: Any = side, prepared: list[Any] = prepared) -> None:
@@ -119,8 +148,9 @@ def _gate(name: str, dim: int) -> None:
         side.step(side.prepare(features, offsets, grad))
         return np.concatenate([side.weight(n) for n in range(len(rows))])
 
-    ours = Separate(rows, dim, name)
-    ours.assign(weights)
-    sides = [ours, *(kind(rows, dim, name, weights) for kind in peers.training_peers(name)[0])]
+    ours = (Collection(rows, dim, name), Separate(rows, dim, name))
+    for one in ours:
+        one.assign(weights)
+    sides = [*ours, *(kind(rows, dim, name, weights) for kind in peers.training_peers(name)[0])]
     competitors = [Competitor(side.name, print, lambda side=side: result(side)) for side in sides]
     gate(competitors, wanted, 2e-5, f"multi_table {name}")
