@@ -1,0 +1,199 @@
+"""Word vectors with negative sampling: which pairs a batch holds, and their gradients.
+
+A pair is a word c (the one whose vector is learned), a word o near it, and `negative` words drawn
+by chance, none of them o.  With x the dot product of c's vector and the output row of a word, the
+loss of a pair is
+
+    -ln sigmoid(x_o) - sum_k ln sigmoid(-x_k),     d loss / d x = sigmoid(x) - label
+
+(Mikolov et al., NIPS 2013).  Positions are those of the batch; windows shrink at random to 1 ..
+`window` words on each side and never cross a line.  Everything drawn is a function of (key,
+position), so batches may be worked on by any number of threads.
+
+Layout   a pair takes 1 + negative entries: o first, then the words drawn.  Pairs lie by the
+         centres in `order`; centre order[i] has the pairs [firsts[i], firsts[i+1]).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from numba import prange
+
+from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function
+from sparse_embed.kernels.bpr import GOLDEN, U32, below, mix64
+
+CHUNK = 128  # centres, or pairs; by size, never by threads
+ATTEMPTS = 32  # draws of a word other than o, before its neighbour in the vocabulary is taken
+_WINDOW = np.uint64(0xD1B54A32D192ED03)  # sets the draw of the window apart from that of negatives
+_U1 = np.uint64(1)
+_ONE = np.float32(1)
+_ZERO = np.float32(0)
+
+
+@device_function
+def half_window(key, place, window):
+    """1 .. window, uniformly (key, window: uint64)."""
+    return 1 + np.int64(below(mix64((key ^ _WINDOW) + np.uint64(place) * GOLDEN), window))
+
+
+@device_function
+def window_bounds(place, half, lines):
+    """[low, high): the positions at most `half` from `place` and in its line."""
+    low, high = place, place + 1
+    while low > 0 and place - low < half and lines[low - 1] == lines[place]:
+        low -= 1
+    while high < lines.shape[0] and high - place <= half and lines[high] == lines[place]:
+        high += 1
+    return low, high
+
+
+@device_function
+def draw_words(random, number, other_than, threshold, alias, words, begin, end):
+    """words[begin:end] = words drawn from an alias table of `number` slots; the next random."""
+    for k in range(begin, end):
+        word = other_than
+        for _attempt in range(ATTEMPTS):
+            random = mix64(random + GOLDEN)
+            slot = np.int64(below(random, number))
+            random = mix64(random + GOLDEN)
+            word = slot if (random >> U32) < threshold[slot] else np.int64(alias[slot])
+            if word != other_than:
+                break
+        if word == other_than:
+            word = (word + 1) % np.int64(number)
+        words[k] = word
+    return random
+
+
+@functools.cache
+def count_pairs_cpu():
+    """kernel(key, window, order, lines, pairs)
+
+    key      u8          of the batch
+    window   u8          most words on each side
+    order    (n,) i8     the centres: positions in the batch
+    lines    (n,) i8     number of the line of each position; equal ones are neighbours
+    pairs    (n,) i8     out: pairs of each centre, in the order of `order`
+    """
+    digest = DIGEST
+
+    @cpu_kernel
+    def count_pairs(key, window, order, lines, pairs):
+        _ = digest
+        n = order.shape[0]
+        for chunk in prange((n + CHUNK - 1) // CHUNK):
+            for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+                half = half_window(key, order[i], window)
+                low, high = window_bounds(order[i], half, lines)
+                pairs[i] = high - low - 1
+
+    return count_pairs
+
+
+@functools.cache
+def skipgram_cpu():
+    """kernel(key, window, negative, order, lines, tokens, firsts, threshold, alias, targets)
+
+    As `count_pairs`, and
+    negative          i8           words drawn for a pair
+    tokens            (n,) i8      word numbers of the batch
+    firsts            (n+1,) i8    where each centre's pairs begin
+    threshold, alias  (V,)         the alias table of the vocabulary, see `bpr.alias_table_cpu`
+    targets           (P (1 + negative),) i8   out: word numbers
+    """
+    digest = DIGEST
+
+    @cpu_kernel
+    def skipgram(key, window, negative, order, lines, tokens, firsts, threshold, alias, targets):
+        _ = digest
+        n = order.shape[0]
+        number = np.uint64(threshold.shape[0])
+        for chunk in prange((n + CHUNK - 1) // CHUNK):
+            for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+                place = order[i]
+                random = mix64(key + np.uint64(place) * GOLDEN)
+                low, high = window_bounds(place, half_window(key, place, window), lines)
+                k = firsts[i] * (1 + negative)
+                for other in range(low, high):
+                    if other == place:
+                        continue
+                    targets[k] = tokens[other]
+                    random = draw_words(
+                        random, number, tokens[other], threshold, alias,
+                        targets, k + 1, k + 1 + negative,
+                    )  # fmt: skip
+                    k += 1 + negative
+
+    return skipgram
+
+
+@functools.cache
+def cbow_cpu():
+    """kernel(key, window, negative, lines, tokens, local, firsts, threshold, alias,
+              contexts, targets)
+
+    The roles turned round: centre i is o, and the words of its window together are c.
+
+    local     (n,) i8      what `contexts` holds for each position
+    firsts    (n+1,) i8    where each centre's contexts begin: `count_pairs` in order 0 .. n-1
+    contexts  (P,) i8      out: local[position] of the words of each window
+    targets   (n (1 + negative),) i8   out: word numbers
+    """
+    digest = DIGEST
+
+    @cpu_kernel
+    def cbow(
+        key, window, negative, lines, tokens, local, firsts, threshold, alias, contexts, targets
+    ):
+        _ = digest
+        n = tokens.shape[0]
+        number = np.uint64(threshold.shape[0])
+        for chunk in prange((n + CHUNK - 1) // CHUNK):
+            for place in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+                low, high = window_bounds(place, half_window(key, place, window), lines)
+                at = firsts[place]
+                for other in range(low, high):
+                    if other != place:
+                        contexts[at] = local[other]
+                        at += 1
+                k = place * (1 + negative)
+                targets[k] = tokens[place]
+                draw_words(
+                    mix64(key + np.uint64(place) * GOLDEN), number, tokens[place],
+                    threshold, alias, targets, k + 1, k + 1 + negative,
+                )  # fmt: skip
+
+    return cbow
+
+
+@functools.cache
+def logistic_gradients_cpu():
+    """kernel(negative, scores, losses)
+
+    negative  i8                     entries 0, 1 + negative, 2 (1 + negative), ... have label 1
+    scores    (P (1 + negative),) f4   in: x; out: sigmoid(x) - label
+    losses    (chunks,) f8           out: sums of the losses of 128 pairs each
+    """
+    digest = DIGEST
+
+    @cpu_kernel
+    def logistic_gradients(negative, scores, losses):
+        _ = digest
+        pairs = scores.shape[0] // (1 + negative)
+        for chunk in prange((pairs + CHUNK - 1) // CHUNK):
+            loss = 0.0
+            for pair in range(chunk * CHUNK, min(pairs, (chunk + 1) * CHUNK)):
+                for j in range(1 + negative):
+                    k = pair * (1 + negative) + j
+                    x = scores[k] if j == 0 else -scores[k]
+                    # 1 - sigmoid(x), and ln(1 + e^-x) without overflow
+                    g = _ONE / (_ONE + np.float32(math.exp(x)))
+                    small = np.float32(math.exp(-abs(x)))
+                    loss += np.float64(max(-x, _ZERO) + np.float32(math.log1p(small)))
+                    scores[k] = -g if j == 0 else g
+            losses[chunk] = loss
+
+    return logistic_gradients
