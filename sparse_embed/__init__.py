@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sparse_embed.initializers import Normal, Uniform, Zeros
     from sparse_embed.kernels._jit import get_num_threads, set_num_threads
     from sparse_embed.keys import KeyHasher, NgramHasher, NgramVocabulary, WordNgramHasher
+    from sparse_embed.layers import BatchNorm, Dropout
     from sparse_embed.optim import SGD, Adagrad, LazyAdam, RowWiseAdagrad, RowWiseAdam
     from sparse_embed.sparse_grad import SparseGrad
     from sparse_embed.store import Store
@@ -46,8 +47,10 @@ __all__ = [
     "SGD",
     "Adagrad",
     "ArgumentError",
+    "BatchNorm",
     "Commit",
     "CorruptStoreError",
+    "Dropout",
     "EmbeddingBag",
     "EmbeddingBagCollection",
     "EmbeddingTable",
@@ -81,8 +84,10 @@ __all__ = [
 _HOME = {
     "Adagrad": "sparse_embed.optim",
     "ArgumentError": "sparse_embed.errors",
+    "BatchNorm": "sparse_embed.layers",
     "Commit": "sparse_embed.commit",
     "CorruptStoreError": "sparse_embed.errors",
+    "Dropout": "sparse_embed.layers",
     "EmbeddingBag": "sparse_embed.bag",
     "EmbeddingBagCollection": "sparse_embed.collection",
     "EmbeddingTable": "sparse_embed.table",

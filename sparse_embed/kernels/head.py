@@ -1,0 +1,183 @@
+"""A dense layer of classes on hidden vectors, its loss, and all their gradients.
+
+    s[b, c] = <hidden[b], weight[c]> + bias[c]
+
+    SOFTMAX   p = softmax(s[b]);  loss = sum over targets t of share_t (-ln p_t)
+              ds[b, c] = (sum_t share_t) p_c - share_c
+              share_t = positive[t] / number of targets of b: with several targets each has its part
+    SIGMOID   p = 1 / (1 + e^-s);  loss = sum_c  positive[c] (-ln p) at targets, else
+              negative[c] (-ln (1 - p));  ds[b, c] = positive[c] (p - 1), else negative[c] p
+
+    all times example[b];  dhidden[b] = sum_c ds[b, c] weight[c]
+    dweight[c] = sum_b ds[b, c] hidden[b];  dbias[c] = sum_b ds[b, c]
+
+Shapes   hidden, dhidden (B, F) f4 · weight, dweight (C, F) f4 · bias, dbias (C,) f4 · example (B,)
+         positive, negative (C,) f4 · targets (T,) i4 of example b at [offsets[b], offsets[b + 1]),
+         ascending, each once
+         scores (B, C) f4: out, ds (or s) · losses (B,) f8 out
+Order    s: 16 lanes and a tree over columns, then the bias; sums over c and over b from left to
+         right from +0.0; the softmax's largest score first, its sum from left to right
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from numba import prange
+
+from sparse_embed.kernels._intrinsics import at, row_pointer
+from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function
+from sparse_embed.kernels.reduce import dot
+
+SOFTMAX, SIGMOID = 0, 1  # `kind`
+
+_EXAMPLES = 8  # that share a pass over the weights
+_COLUMNS = 2048  # of a class that one thread takes
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+
+
+@device_function
+def exp_f32(x):
+    """e^x in float32, through float64: the same bits wherever libm rounds float64 well."""
+    return np.float32(math.exp(np.float64(x)))
+
+
+@device_function
+def softplus(x):
+    """ln(1 + e^x) in float64, without overflow."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+@device_function
+def softmax_loss(s, count, targets, begin, end, positive, scale):
+    """Scores to their gradient, in place; returns the loss."""
+    largest = s[0]
+    for c in range(count):
+        largest = s[c] if s[c] > largest else largest
+    total = _ZERO
+    loss = 0.0
+    picked = 0.0
+    shares = _ZERO
+    part = _ONE / np.float32(max(end - begin, 1))
+    for t in range(begin, end):
+        share = positive[targets[t]] * part
+        shares += share
+        picked += np.float64(share) * np.float64(s[targets[t]] - largest)
+    for c in range(count):
+        s[c] = exp_f32(s[c] - largest)
+        total += s[c]
+    loss = np.float64(shares) * math.log(np.float64(total)) - picked
+    factor = scale * shares / total
+    for c in range(count):
+        s[c] = s[c] * factor
+    for t in range(begin, end):
+        s[targets[t]] -= scale * (positive[targets[t]] * part)
+    return loss * np.float64(scale)
+
+
+@device_function
+def sigmoid_loss(s, count, targets, begin, end, positive, negative, scale):
+    """Scores to their gradient, in place; returns the loss."""
+    loss = 0.0
+    t = begin
+    for c in range(count):
+        x = np.float64(s[c])
+        p = _ONE / (_ONE + exp_f32(-s[c]))
+        if t < end and targets[t] == c:
+            loss += np.float64(positive[c]) * softplus(-x)
+            s[c] = scale * (positive[c] * (p - _ONE))
+            t += 1
+        else:
+            loss += np.float64(negative[c]) * softplus(x)
+            s[c] = scale * (negative[c] * p)
+    return loss * np.float64(scale)
+
+
+@device_function
+def score_block(hidden, weight, bias, begin, end, scores):
+    """Scores of a few examples: each row of the weights is read once."""
+    columns = hidden.shape[1]
+    for c in range(weight.shape[0]):
+        w = row_pointer(weight, c)
+        for b in range(begin, end):
+            scores[b, c] = dot(row_pointer(hidden, b), w, columns) + bias[c]
+
+
+@functools.cache
+def head_scores_cpu():
+    digest = DIGEST
+
+    @cpu_kernel
+    def head_scores(hidden, weight, bias, scores):
+        _ = digest
+        batch = hidden.shape[0]
+        for block in prange((batch + _EXAMPLES - 1) // _EXAMPLES):
+            begin = block * _EXAMPLES
+            score_block(hidden, weight, bias, begin, min(batch, begin + _EXAMPLES), scores)
+
+    return head_scores
+
+
+@device_function
+def add_scaled(target, factor, source, count):
+    for d in range(count):
+        target[d] = target[d] + factor * source[d]
+
+
+@device_function
+def clear(target, count):
+    for d in range(count):
+        target[d] = _ZERO
+
+
+@functools.cache
+def head_gradients_cpu():
+    digest = DIGEST
+
+    @cpu_kernel
+    def head_gradients(
+        hidden, weight, bias, kind, targets, offsets, example, positive, negative,
+        scores, dhidden, dweight, dbias, losses,
+    ):  # fmt: skip
+        _ = digest
+        batch, columns = hidden.shape
+        classes = weight.shape[0]
+        for block in prange((batch + _EXAMPLES - 1) // _EXAMPLES):
+            begin = block * _EXAMPLES
+            end = min(batch, begin + _EXAMPLES)
+            score_block(hidden, weight, bias, begin, end, scores)
+            for b in range(begin, end):
+                s = row_pointer(scores, b)
+                if kind == SOFTMAX:
+                    losses[b] = softmax_loss(
+                        s, classes, targets, offsets[b], offsets[b + 1], positive, example[b]
+                    )
+                else:
+                    losses[b] = sigmoid_loss(
+                        s, classes, targets, offsets[b], offsets[b + 1],
+                        positive, negative, example[b],
+                    )  # fmt: skip
+                clear(row_pointer(dhidden, b), columns)
+            for c in range(classes):
+                w = row_pointer(weight, c)
+                for b in range(begin, end):
+                    add_scaled(row_pointer(dhidden, b), scores[b, c], w, columns)
+        parts = (columns + _COLUMNS - 1) // _COLUMNS
+        for task in prange(classes * parts):
+            c = task // parts
+            low = (task % parts) * _COLUMNS
+            count = min(columns - low, _COLUMNS)
+            target = at(row_pointer(dweight, c), low)
+            clear(target, count)
+            total = _ZERO
+            for b in range(batch):
+                g = scores[b, c]
+                total += g
+                add_scaled(target, g, at(row_pointer(hidden, b), low), count)
+            if low == 0:
+                dbias[c] = total
+
+    return head_gradients
