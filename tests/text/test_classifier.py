@@ -226,7 +226,7 @@ def test_pretrained_vectors():
     fixed = model.store.tables["fixed"]
     assert np.array_equal(fixed.lookup(np.arange(len(words))), vectors)
     for options in ({"pooling": "mean"}, {"pooling": "flatten", "max_length": 12}):
-        model = small(pretrained=(words, vectors), static=True, word_ngrams=1, **options)
+        model = small(pretrained=(words, vectors), static=True, word_ngrams=1, epochs=60, **options)
         model.fit(TEXTS, LABELS)
         assert model.score(NEW_TEXTS, NEW_LABELS) > 0.9
 
