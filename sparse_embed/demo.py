@@ -154,7 +154,7 @@ def compile_kernels(seed: int) -> float:
     taken = scipy.sparse.csr_array(np.kron(np.eye(2), np.ones((4, 4))) - np.eye(8))
     with tempfile.TemporaryDirectory(prefix="sparse-embed-") as directory:
         with make_model(os.path.join(directory, "warm-up"), seed, 1) as model:
-            model.fit(taken)
+            model.fit(taken, show_progress=False)
         with BPR.load(os.path.join(directory, "warm-up")) as model:
             model.recommend([0], taken[[0]], k=1)
             model.similar_items([0], k=1)
@@ -166,7 +166,7 @@ def fit(
 ) -> float:
     """Train; the seconds it took."""
     started = time.perf_counter()
-    model.fit(train, progress)
+    model.fit(train, progress=progress, show_progress=False)
     return time.perf_counter() - started
 
 

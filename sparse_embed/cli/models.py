@@ -10,6 +10,7 @@ import click
 from sparse_embed.cli._output import emit, json_option, progress_bar, table, waiting
 
 if TYPE_CHECKING:
+    from sparse_embed.recommend import FitProgress
     from sparse_embed.recommend.interactions_file import NamedInteractions
 
 
@@ -29,8 +30,20 @@ def train() -> None:
 )
 @click.option("--delimiter", help="Between columns; found in the first line by default.")
 @click.option("--header/--no-header", default=None, help="Skip the first line; guessed by default.")
+@click.option(
+    "--objective",
+    type=click.Choice(["bpr", "logistic", "softmax", "ccl"]),
+    default="bpr",
+    show_default=True,
+    help="What is learned: order, yes or no, choice, direction.",
+)
 @click.option("--embedding-dim", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--epochs", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), help="The objective's own by default.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.")
+@click.option("--batch-size", type=click.IntRange(1), help="Interactions a step.")
+@click.option("--regularization", type=click.FloatRange(0), help="Weight of the L2 term.")
+@click.option("--negative-power", type=click.FloatRange(0), help="Of popularity, for negatives.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same command.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--evaluate",
@@ -44,8 +57,14 @@ def recommender(
     output: Path,
     delimiter: str | None,
     header: bool | None,
+    objective: str,
     embedding_dim: int,
-    epochs: int,
+    epochs: int | None,
+    lr: float | None,
+    batch_size: int | None,
+    regularization: float | None,
+    negative_power: float | None,
+    resume: bool,
     seed: int,
     held_out: bool,
     as_json: bool,
@@ -55,17 +74,12 @@ def recommender(
     FILE has lines user,item[,weight[,timestamp]] with ids of any kind; gzip is fine. A weight of 0
     is no interaction, other weights and timestamps are not used.
     """
-    if output.exists():
+    if output.exists() and not resume:
         raise click.ClickException(f"{output} exists already; choose another --output")
     with waiting("starting", as_json):
-        from sparse_embed.recommend import BPR
-        from sparse_embed.recommend.evaluation import (
-            Popularity,
-            Recommender,
-            evaluate,
-            leave_one_out,
-        )
+        from sparse_embed.recommend import Popularity, Recommender, evaluate, leave_one_out
         from sparse_embed.recommend.interactions_file import read_interactions, save_names
+        from sparse_embed.recommend.loading import OBJECTIVES
 
     with progress_bar("reading", 1, as_json) as advance:
         data = read_interactions(file, delimiter=delimiter, header=header, progress=advance)
@@ -75,11 +89,23 @@ def recommender(
     taken, test = data.user_items, None
     if held_out:
         taken, test = leave_one_out(data.user_items, seed=seed)
-    model = BPR(embedding_dim=embedding_dim, epochs=epochs, seed=seed, path=output)
-    with progress_bar("training", taken.nnz * epochs, as_json) as advance:
-        model.fit(
-            taken, lambda at: advance(at.done, f"epoch {at.epoch}/{epochs}  loss {at.loss:.3f}")
-        )
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "regularization": regularization,
+        "negative_power": negative_power,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    maker: Any = OBJECTIVES[objective]
+    model = maker(embedding_dim=embedding_dim, seed=seed, path=output, **chosen)
+    with progress_bar("training", taken.nnz * model.epochs, as_json) as advance:
+
+        def report(at: FitProgress) -> None:
+            speed = f"{at.speed / 1e6:.2f} M/s"
+            advance(at.done, f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}  {speed}")
+
+        model.fit(taken, progress=report, show_progress=False, resume=resume)
     with model:
         save_names(model.store, data, taken)
         model.store.commit()
@@ -97,6 +123,7 @@ def recommender(
         table(["", *quality], rows)
     facts = {
         "model": output,
+        "objective": objective,
         "users": users,
         "items": items,
         "interactions": data.user_items.nnz,
@@ -114,10 +141,10 @@ def recommender(
 def recommend(model: Path, user: str, k: int, everything: bool, as_json: bool) -> None:
     """Recommend items to USER, an id of the file that MODEL was trained on."""
     with waiting("starting", as_json):
-        from sparse_embed.recommend import BPR
+        from sparse_embed.recommend import load
         from sparse_embed.recommend.interactions_file import load_names
 
-    with BPR.load(model) as loaded:
+    with load(model) as loaded:
         data: NamedInteractions = load_names(loaded.store)
         place = data.users.get(user)
         if place is None:

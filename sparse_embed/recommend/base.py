@@ -1,87 +1,118 @@
-"""What every factor model shares: two tables of one store, the epochs, ranking, save and load.
+"""What every factor model shares: the epochs, commits, stopping, resuming, more data.
 
-An objective (`bpr.py`) adds how a batch is drawn and what its gradients are.  Rows are looked up
-and updated by the public table operations alone.
-
-The store holds `users` (num_users, D) and `items` (num_items, D + 1): the last column of an item
-row is its bias, so the score of user u and item i is `<users[u] ++ [1], items[i]>`.
+An objective (`bpr.py`, `contrast.py`) adds how a batch is drawn and what its gradients are.  Rows
+are looked up and updated by the public table operations alone.
 """
 
 from __future__ import annotations
 
 import os
+import time
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Self, TypedDict
 
 import numpy as np
-import numpy.typing as npt
-import scipy.sparse
 
+from sparse_embed import ops
 from sparse_embed._typing import FloatArray, IndexArray
-from sparse_embed._validate import as_integer
-from sparse_embed.errors import ArgumentError, NotAStoreError, SparseEmbedError
-from sparse_embed.initializers import Initializer
-from sparse_embed.optim import Optimizer
-from sparse_embed.recommend.model_store import create_store, read_description
-from sparse_embed.recommend.ranking import Ranked, as_ids, contains, joined, rank, unit
+from sparse_embed.errors import ArgumentError, StoreError
+from sparse_embed.initializers import Initializer, Uniform
+from sparse_embed.optim import Optimizer, check_lr
+from sparse_embed.recommend.best_model import BestModel
+from sparse_embed.recommend.evaluation import as_lengths, evaluate
+from sparse_embed.recommend.fitted import FittedModel, not_negative, positive
+from sparse_embed.recommend.model_store import check_same, create_store
+from sparse_embed.recommend.progress import Callback, EarlyStopping, FitProgress, ProgressBar
 from sparse_embed.recommend.sampling import Interactions, as_interactions
+from sparse_embed.recommend.side import Side, as_features
 from sparse_embed.store import Store
-from sparse_embed.table import EmbeddingTable
 
-__all__ = ["FactorModel", "FitProgress", "NotFittedError"]
+__all__ = ["Common", "FactorModel"]
 
-_BLOCK = 1 << 16  # rows looked up at a time: 17 MB at D = 64
-
-
-class NotFittedError(SparseEmbedError, ValueError):
-    """The model has not been fitted yet."""
+_INIT = 0.05
+_RECYCLED = (32 << 20) - (64 << 10)
 
 
-@dataclass(frozen=True)
-class FitProgress:
-    """Where `fit` stands; passed to its `progress` after every batch.
+class Common(TypedDict, total=False):
+    """Keyword arguments that all models take.
 
-    epoch counts from 1; done and total are interactions of all epochs; loss is the mean over the
-    epoch so far.
+    batch_size: interactions a step (default 8192).
+    optimizer: any of this package, instead of `lr`.
+    init: first weights of all rows (default Uniform(0.05)).
+    dropout: chance that a number of a user's vector is left out of a step (default 0).
+    users_as: "own": a user is a row of their own.  "items": a user is the mean of rows of the items
+        they took (without the one to be predicted), so that users never seen can be served.
+    num_users, num_items: room for ids, when more are to come; rows cost nothing until trained.
+    seed: the same seed and data give the same model, bit for bit, for any number of threads.
+    path: directory of the store to train on; None: in memory.
+    cache_bytes: memory for the rows of each table; None: what the process has.
+    commit_interval: seconds between commits of a model with a path (default 10; there is always
+        one at the end).  0: after every epoch.
     """
 
-    epoch: int
-    epochs: int
-    done: int
-    total: int
-    loss: float
+    batch_size: int
+    optimizer: Optimizer | None
+    init: Initializer
+    dropout: float
+    users_as: str
+    num_users: int | None
+    num_items: int | None
+    seed: int
+    path: str | os.PathLike[str] | None
+    cache_bytes: int | None
+    commit_interval: float
 
 
-class FactorModel(ABC):
-    """Users and items as vectors; the score is their dot product plus the item's bias."""
+class FactorModel(FittedModel, ABC):
+    """Users and items as vectors, trained in mini-batches over two tables of one store."""
 
     def __init__(
         self,
-        *,
         embedding_dim: int,
+        *,
         epochs: int,
-        batch_size: int,
-        init: Initializer,
-        optimizer: Optimizer,
-        seed: int,
-        path: str | os.PathLike[str] | None,
-        cache_bytes: int | None,
+        lr: float | None,
+        default_optimizer: Callable[[float], Optimizer],
+        default_lr: float,
+        regularization: float,
+        negative_power: float,
+        batch_size: int = 8192,
+        optimizer: Optimizer | None = None,
+        init: Initializer | None = None,
+        dropout: float = 0.0,
+        users_as: str = "own",
+        num_users: int | None = None,
+        num_items: int | None = None,
+        seed: int = 0,
+        path: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        commit_interval: float = 10.0,
     ) -> None:
-        self.embedding_dim = _integer("embedding_dim", embedding_dim, 1)
-        self.epochs = _integer("epochs", epochs, 1)
-        self.batch_size = _integer("batch_size", batch_size, 1)
-        self.init = init
+        if optimizer is not None and lr is not None:
+            raise ArgumentError(f"lr: give it here or in optimizer, got both {lr} and {optimizer}")
+        if optimizer is None:
+            optimizer = default_optimizer(default_lr if lr is None else check_lr(lr))
+        self.embedding_dim = positive("embedding_dim", embedding_dim)
+        self.epochs = positive("epochs", epochs)
+        self.batch_size = positive("batch_size", batch_size)
+        self.regularization = not_negative("regularization", regularization)
+        self.negative_power = not_negative("negative_power", negative_power)
         self.optimizer = optimizer
-        self.seed = _integer("seed", seed, 0)
+        self.init = Uniform(_INIT) if init is None else init
+        self.dropout = not_negative("dropout", dropout, below=1)
+        if users_as not in ("own", "items"):
+            raise ArgumentError(f'users_as: expected "own" or "items", got {users_as!r}')
+        self.users_as = users_as
+        self.num_users = None if num_users is None else positive("num_users", num_users)
+        self.num_items = None if num_items is None else positive("num_items", num_items)
+        self.seed = positive("seed", seed, 0)
         self.path = None if path is None else os.fspath(path)
         self.cache_bytes = cache_bytes
-        self._store: Store | None = None
+        self.commit_interval = not_negative("commit_interval", commit_interval)
         self._wrote_path = False
-        self._trained: dict[str, IndexArray] = {}
-        self._mean_user: FloatArray | None = None
 
     # ---- what an objective brings ---------------------------------------------------------------
 
@@ -91,337 +122,340 @@ class FactorModel(ABC):
 
     @abstractmethod
     def _prepare(self, interactions: Interactions) -> None:
-        """Called once by `fit`, before the first batch."""
+        """Called once before the first batch."""
 
     @abstractmethod
     def _train_batch(self, epoch: int, start: int, stop: int) -> float:
         """Update both tables by interactions start..stop-1 of the epoch; their summed loss."""
 
+    def _drop(self, epoch: int, start: int, users: FloatArray) -> FloatArray | None:
+        """Drop numbers of the users' vectors (B, D+1), in place; the mask for their gradient."""
+        if self.dropout == 0:
+            return None
+        shape = (len(users), self.embedding_dim)
+        seed = (self.seed << 32) ^ epoch
+        mask = ops.dropout_scale(seed, start, shape[0] * shape[1], self.dropout).reshape(shape)
+        users[:, :-1] *= mask
+        return mask
+
+    def _without(self, items: IndexArray) -> IndexArray | None:
+        """With users as the mean of their items: the one to be predicted is not among them."""
+        return items if self.users_as == "items" else None
+
     # ---- training -------------------------------------------------------------------------------
 
-    def fit(self, user_items: Any, progress: Callable[[FitProgress], None] | None = None) -> Self:
+    def fit(
+        self,
+        user_items: Any,
+        eval_set: Any = None,
+        *,
+        eval_every: int = 1,
+        eval_k: int | Sequence[int] = (10, 20),
+        callbacks: Sequence[Callback] = (),
+        progress: Callable[[FitProgress], None] | None = None,
+        show_progress: bool | None = None,
+        user_features: Any = None,
+        item_features: Any = None,
+        resume: bool = False,
+    ) -> Self:
         """Learn from scratch who took what.
 
         Args:
             user_items: (users, items) SciPy CSR (other sparse formats are converted); a value
                 above zero is an interaction, and its size is not used.
+            eval_set: held-out interactions, CSR of the same shape; after every `eval_every` epochs
+                the model is evaluated on them (`evaluate` with lengths `eval_k`) for callbacks.
+            callbacks: called with a FitProgress after each epoch; training stops when one returns
+                True.  `EarlyStopping` is one.
             progress: called after every batch.
+            show_progress: a bar on stderr with loss and speed; None: where stderr is a terminal.
+            user_features, item_features: CSR (users, features), (items, features).  A user or item
+                is then its own row plus the sum of its features' rows, times their values, so that
+                one that nobody knows yet has a vector too.
+            resume: go on where an interrupted fit with the same arguments and data made its last
+                commit, at `path` or in this loaded model (mode "r+"): the result is the same, bit
+                for bit.  Without such a commit: from scratch.
 
         Returns:
             The model.
 
         Raises:
             ArgumentError: not a sparse matrix; negative, infinite or NaN values; no interactions;
-                training diverged (the loss is no longer finite).
+                other data or arguments than those of the fit to be resumed; training diverged (the
+                loss is no longer finite).
             StoreError: `path` exists already or cannot be written.
 
         Notes:
-            A model with a `path` commits after every epoch.  If `fit` is interrupted the model
-            goes back to the last of these commits and stays usable there.
+            A model with a `path` commits every `commit_interval` seconds and at the end.  If `fit`
+            is interrupted the model goes back to the last of these commits and stays usable there.
+            With an EarlyStopping that restores, commits are made at each best measurement instead.
+            A user without interactions is fine, and learns nothing.
         """
-        interactions = Interactions.from_csr(user_items)
-        self._create_store(*user_items.shape)
+        matrix = as_interactions(user_items)
+        interactions = Interactions.from_csr(matrix)
+        shape = self._shape(matrix.shape)
+        data = {
+            "interactions": len(interactions),
+            "crc32": zlib.crc32(interactions.columns.data, zlib.crc32(interactions.rows.data)),
+        }
+        evaluation = None
+        if eval_set is not None:
+            evaluation = (matrix, as_interactions(eval_set, "eval_set"), as_lengths(eval_k))
+        positive("eval_every", eval_every)
+        start = self._resumed(data) if resume else None
+        if start is None:
+            start = 0, 0
+            features = {"users": user_features, "items": item_features}
+            self._create(matrix, shape, features)
+            self.store.metadata["data"] = data
         self._prepare(interactions)
-        number = len(interactions)
-        try:
-            for epoch in range(self.epochs):
-                self._set_lr(epoch)
-                loss = 0.0
-                for start in range(0, number, self.batch_size):
-                    stop = min(start + self.batch_size, number)
-                    loss += self._train_batch(epoch, start, stop)
-                    self._forget()  # `progress` may ask the model, and then train on
-                    if progress is not None:
-                        done = epoch * number + stop
-                        total = self.epochs * number
-                        mean = loss / stop
-                        progress(FitProgress(epoch + 1, self.epochs, done, total, mean))
-                if not np.isfinite(loss):
-                    raise ArgumentError(
-                        f"training diverged in epoch {epoch + 1} (loss {loss / number}): try a"
-                        f" smaller learning rate than {self.optimizer.lr}"
-                    )
-                self.store.metadata["epochs_done"] = epoch + 1
-                if self.path is not None:
-                    self.store.commit()
-        except BaseException:
-            self._abandon()
-            raise
+        stopping = [call for call in callbacks if isinstance(call, EarlyStopping)]
+        for call in stopping:
+            call.reset()
+        restoring = evaluation is not None and any(call.restore_best for call in stopping)
+        best = BestModel(self.store, stopping[0]) if restoring else None
+        with ProgressBar(show_progress, self.epochs * len(interactions)) as bar:
+            try:
+                self._epochs(
+                    interactions, start, [bar] if progress is None else [bar, progress],
+                    callbacks, evaluation, eval_every, best,
+                )  # fmt: skip
+            except BaseException:
+                self._abandon()
+                raise
         return self
 
-    def _set_lr(self, epoch: int) -> None:
-        """A straight line from the optimizer's lr in the first epoch to lr / epochs in the last."""
-        for table in (self.users, self.items):
-            table.lr = self.optimizer.lr * (1 - epoch / self.epochs)
+    def _epochs(
+        self,
+        interactions: Interactions,
+        start: tuple[int, int],
+        listeners: Sequence[Callable[[FitProgress], None]],
+        callbacks: Sequence[Callback],
+        evaluation: tuple[Any, Any, list[int]] | None,
+        eval_every: int,
+        best: BestModel | None,
+    ) -> None:
+        # glibc gives the pages of an array above its threshold back at once, and fresh pages cost
+        # more than a batch.  Freeing one large array raises the threshold, to 32 MB at the most.
+        np.empty(_RECYCLED, np.uint8)
+        number = len(interactions)
+        began, done_before = time.monotonic(), start[0] * number + start[1]
+        committed = began
+        for epoch in range(start[0], self.epochs):
+            self._set_lr(self.optimizer.lr * (1 - epoch / self.epochs))
+            loss, counted = 0.0, 0
+            for at in range(start[1] if epoch == start[0] else 0, number, self.batch_size):
+                stop = min(at + self.batch_size, number)
+                loss += self._train_batch(epoch, at, stop)
+                counted += stop - at
+                self._forget()  # listeners may ask the model, and then train on
+                done = epoch * number + stop
+                now = time.monotonic()
+                speed = (done - done_before) / max(now - began, 1e-9)
+                state = FitProgress(
+                    epoch + 1, self.epochs, done, self.epochs * number, loss / counted, speed
+                )
+                for listener in listeners:
+                    listener(state)
+                due = self.commit_interval > 0 and now - committed >= self.commit_interval
+                if due and self.path is not None and best is None and np.isfinite(loss):
+                    self.store.metadata["position"] = [epoch, stop]
+                    self.store.commit(wait=False)
+                    committed = now
+            if not np.isfinite(loss):
+                raise ArgumentError(
+                    f"training diverged in epoch {epoch + 1} (loss {loss / counted}): try a"
+                    f" smaller learning rate than {self.optimizer.lr}"
+                )
+            self.store.metadata["epochs_done"] = epoch + 1
+            self.store.metadata["position"] = [epoch + 1, 0]
+            if evaluation is not None and (epoch + 1) % eval_every == 0:
+                train, test, lengths = evaluation
+                measured = evaluate(self, self._padded(train), self._padded(test), lengths)
+                state = replace(state, metrics=measured)
+                self.store.metadata["metrics"] = measured
+                listeners[0](state)
+            stopped = [callback(state) for callback in callbacks]
+            if best is not None:
+                best.consider(epoch + 1)
+            elif self.path is not None and self.commit_interval == 0:
+                self.store.commit()
+            if any(answer is True for answer in stopped):
+                break
+        if best is not None and best.restore():
+            self._forget()
+        elif self.path is not None:
+            self.store.commit()
 
-    def _create_store(self, num_users: int, num_items: int) -> None:
+    def partial_fit(
+        self, user_items: Any, *, epochs: int = 1, lr: float | None = None, seed: int | None = None
+    ) -> Self:
+        """Learn from new interactions, on top of what is known; a model not fitted is fitted.
+
+        Args:
+            user_items: (users, items) CSR of new interactions, at most of the model's shape (give
+                `num_users` and `num_items` at the start when ids will come).  Rows may repeat older
+                interactions, which are then no negatives; no others are remembered.
+            epochs: visits of each of them.
+            lr: learning rate; None: a tenth of the optimizer's.
+            seed: of order and negatives; None: counted on from the last call.
+
+        Raises:
+            ArgumentError: as `fit`; the matrix is larger than the model.
+            ReadOnlyError: the model was loaded with mode "r".
+
+        Notes:
+            A model with a `path` commits at the end.  Items that only older interactions know stay
+            in the catalogue, and are drawn as if taken once.  Models with `users_as="items"` or
+            features take new interactions of the users and items they know.
+        """
+        if self._store is None:
+            return self.fit(user_items)
+        positive("epochs", epochs)
+        rate = self.optimizer.lr / 10 if lr is None else check_lr(lr)
+        matrix = as_interactions(user_items)
+        users, items = self._side("users"), self._side("items")
+        if matrix.shape[0] > users.number or matrix.shape[1] > items.number:
+            raise ArgumentError(
+                f"user_items: expected at most shape {(users.number, items.number)}, got"
+                f" {matrix.shape}; num_users and num_items make room"
+            )
+        interactions = Interactions.from_csr(matrix, items.known())
+        calls = int(self.store.metadata.get("partial_fits", 0)) + 1
+        kept = self.seed
+        self.seed = kept + calls if seed is None else positive("seed", seed, 0)
+        try:
+            self._prepare(interactions)
+            self._set_lr(rate)
+            number = len(interactions)
+            for epoch in range(epochs):
+                loss = 0.0
+                for at in range(0, number, self.batch_size):
+                    loss += self._train_batch(epoch, at, min(at + self.batch_size, number))
+                if not np.isfinite(loss):
+                    raise ArgumentError(f"training diverged (loss {loss / number}): lower lr")
+            self.store.metadata["partial_fits"] = calls
+            if self.path is not None:
+                self.store.commit()
+        except BaseException:
+            if self.path is not None:
+                self.store.rollback()
+            raise
+        finally:
+            self.seed = kept
+            self._forget()
+        return self
+
+    def _set_lr(self, lr: float) -> None:
+        """`fit` goes in a straight line from the optimizer's lr to lr / epochs in the last one."""
+        for table in (self.users, self.items):
+            table.lr = lr
+
+    # ---- the store ------------------------------------------------------------------------------
+
+    def _shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        room = (self.num_users or shape[0], self.num_items or shape[1])
+        for name, found, most in zip(("num_users", "num_items"), shape, room, strict=True):
+            if found > most:
+                raise ArgumentError(f"user_items: shape {shape} exceeds {name}={most}")
+        return room
+
+    def _padded(self, matrix: Any) -> Any:
+        """The same interactions in the model's shape."""
+        shape = (self._side("users").number, self._side("items").number)
+        if matrix.shape != shape:
+            matrix = matrix.copy()
+            matrix.resize(shape)
+        return matrix
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "name": type(self).__name__,
+            "embedding_dim": self.embedding_dim,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "regularization": self.regularization,
+            "negative_power": self.negative_power,
+            "dropout": self.dropout,
+            "users_as": self.users_as,
+            "num_users": self.num_users,
+            "num_items": self.num_items,
+            "seed": self.seed,
+            **self._hyperparameters(),
+        }
+
+    def _create(self, matrix: Any, shape: tuple[int, int], features: dict[str, Any]) -> None:
         # A second fit replaces what the first one wrote, never what was there or was loaded.
         if self._wrote_path and self._store is not None:
             self._store.close(checkpoint=False)
-            self._store = None
+            self._store = self._sides = None
+        mean = self.users_as == "items"
+        if mean and features["users"] is not None:
+            raise ArgumentError('user_features: not with users_as="items", which are their items')
+        checked = {
+            name: None if given is None else as_features(f"{name[:-1]}_features", given, number)
+            for (name, given), number in zip(features.items(), shape, strict=True)
+        }
+        if mean:
+            history = matrix.astype(np.float32)
+            history.resize(shape)
+            checked["users"] = history
+        rows = (
+            Side.rows_needed(shape[0], checked["users"], mean),
+            Side.rows_needed(shape[1], checked["items"], False),
+        )
         store = create_store(
             self.path,
-            (num_users, num_items),
-            {
-                "name": type(self).__name__,
-                "embedding_dim": self.embedding_dim,
-                "epochs": self.epochs,
-                "batch_size": self.batch_size,
-                "seed": self.seed,
-                **self._hyperparameters(),
-            },
+            rows,
+            self._description(),
             init=self.init,
             optimizer=self.optimizer,
             cache_bytes=self.cache_bytes,
             overwrite=self._wrote_path,
         )
+        store.metadata["shape"] = list(shape)
         if self._store is not None:
             self._store.close(checkpoint=False)
-        self._store = store
         self._wrote_path = self.path is not None
-        self._forget()
+        self._attach(store, checked["users"], checked["items"])
+        for name in ("users", "items"):
+            self._side(name).save(store, name)
 
-    def _forget(self) -> None:
-        """Drop what was found out about rows that have changed since."""
-        self._trained = {}
-        self._mean_user = None
+    def _resumed(self, data: dict[str, Any]) -> tuple[int, int] | None:
+        """Where the last commit of an interrupted fit stood; None: there is none."""
+        if self._store is None:
+            if self.path is None or not os.path.exists(self.path):
+                return None
+            store = Store.open(self.path, "r+", cache_bytes=self.cache_bytes)
+            try:
+                if "model" not in store.metadata:  # killed before its first commit
+                    store.close(checkpoint=False)
+                    self._wrote_path = True
+                    return None
+                check_same(store, self._description(), self.optimizer)
+                self._attach_opened(store)
+            except BaseException:
+                store.close(checkpoint=False)
+                raise
+            self._wrote_path = True
+        if self.store.metadata.get("data") != data:
+            raise ArgumentError(
+                f"user_items: expected the data of the fit to be resumed,"
+                f" {self.store.metadata.get('data')}, got {data}"
+            )
+        epoch, position = self.store.metadata["position"]
+        return int(epoch), int(position)
 
     def _abandon(self) -> None:
-        """After an interrupted epoch: back to the last commit, or to no model at all."""
+        """After an interruption: back to the last commit, or to no model at all."""
         store = self.store
         self._forget()
         if self.path is not None:
-            store.rollback()
-            if store.metadata.get("epochs_done", 0) > 0:
-                return
-        store.close(checkpoint=False)
-        self._store = None
-
-    # ---- the fitted model -----------------------------------------------------------------------
-
-    @property
-    def store(self) -> Store:
-        """The store with the tables `users` and `items`.
-
-        Raises:
-            NotFittedError: before `fit`.
-        """
-        if self._store is None:
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
-        return self._store
-
-    @property
-    def users(self) -> EmbeddingTable:
-        """User vectors, (num_users, D)."""
-        return self.store.tables["users"]
-
-    @property
-    def items(self) -> EmbeddingTable:
-        """Item vectors and biases, (num_items, D + 1)."""
-        return self.store.tables["items"]
-
-    def recommend(
-        self,
-        user_ids: npt.ArrayLike,
-        user_items: Any = None,
-        k: int = 10,
-        *,
-        filter_already_liked: bool = True,
-    ) -> Ranked:
-        """The best items of each user, best first.
-
-        Args:
-            user_ids: (Q,) integers, or one integer.
-            user_items: (Q, items) SciPy CSR, row q for user_ids[q]: `user_items[user_ids]`.
-                Only needed to leave out what a user already took.
-            k: how many.
-            filter_already_liked: leave out the items in `user_items`.
-
-        Returns:
-            item_ids (Q, k) int64 and scores (Q, k) float32, ties by smaller item id; (k,) each for
-            one integer.  Where fewer than k items remain, the end is filled with -1 and -inf.
-
-        Raises:
-            NotFittedError: before `fit`.
-            IndexRangeError: a user id outside 0..users-1.
-            ArgumentError: ids that are not integers; `user_items` missing or of another shape; k
-                below 1 or above the number of items.
-
-        Notes:
-            Items that nobody took in training are never recommended.  A user without interactions
-            in training is ranked as the mean of all users.  Ranks in blocks of rows; memory is
-            that of the answer.
-        """
-        ids, scalar = as_ids("user_ids", user_ids, self.users.num_embeddings)
-        k = self._length(k, self.items)
-        seen = self._seen(user_items, len(ids)) if filter_already_liked else None
-        best: list[Ranked] = []
-        for start in range(0, len(ids), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            queries = np.ones((len(ids[block]), self.embedding_dim + 1), np.float32)
-            queries[:, :-1] = self._user_vectors(ids[block])
-            best.append(self._rank(queries, "items", k, None if seen is None else seen[block]))
-        return joined(best, k, scalar)
-
-    def similar_items(self, item_ids: npt.ArrayLike, k: int = 10) -> Ranked:
-        """The items nearest to each item by the cosine of their vectors, the bias left out.
-
-        Args:
-            item_ids: (Q,) integers, or one integer.
-            k: how many, the item itself included (it comes first).
-
-        Returns:
-            item_ids (Q, k) int64 and cosines (Q, k) float32, padded as `recommend` does.
-
-        Raises:
-            NotFittedError: before `fit`.
-            IndexRangeError: an id outside the table.
-            ArgumentError: an item that nobody took in training (it has no vector yet); a bad k.
-        """
-        return self._similar("items", "item_ids", item_ids, k)
-
-    def similar_users(self, user_ids: npt.ArrayLike, k: int = 10) -> Ranked:
-        """The users nearest to each user by cosine; as `similar_items`."""
-        return self._similar("users", "user_ids", user_ids, k)
-
-    def _similar(self, name: str, argument: str, ids: npt.ArrayLike, k: int) -> Ranked:
-        table = self.store.tables[name]
-        rows, scalar = as_ids(argument, ids, table.num_embeddings)
-        k = self._length(k, table)
-        unknown = rows[~contains(self._trained_rows(name), rows)]
-        if len(unknown):
-            raise ArgumentError(
-                f"{argument}: {unknown[0]} has no interaction in training, so no vector yet"
-            )
-        best: list[Ranked] = []
-        for start in range(0, len(rows), _BLOCK):
-            vectors = table.lookup(rows[start : start + _BLOCK])[:, : self.embedding_dim]
-            best.append(self._rank(unit(vectors), name, k, columns=self.embedding_dim))
-        return joined(best, k, scalar)
-
-    def _rank(
-        self,
-        queries: FloatArray,
-        name: str,
-        k: int,
-        seen: scipy.sparse.csr_array | None = None,
-        columns: int | None = None,
-    ) -> Ranked:
-        """The best k trained rows of a table; see `ranking.rank`."""
-        return rank(self.store.tables[name], self._trained_rows(name), queries, k, seen, columns)
-
-    def _trained_rows(self, name: str) -> IndexArray:
-        """Row numbers that training wrote, ascending; found once a fitted model."""
-        if name not in self._trained:
-            self._trained[name] = self.store.tables[name].trained_indices()
-        return self._trained[name]
-
-    def _user_vectors(self, ids: IndexArray) -> FloatArray:
-        """(Q, D); for a user without training the mean of all users that have some."""
-        vectors = self.users.lookup(ids)
-        trained = self._trained_rows("users")
-        unknown = ~contains(trained, ids)
-        if unknown.any():
-            if self._mean_user is None:
-                total = np.zeros(self.embedding_dim, np.float64)
-                for start in range(0, len(trained), _BLOCK):
-                    rows = self.users.lookup(trained[start : start + _BLOCK])
-                    total += rows.sum(axis=0, dtype=np.float64)
-                self._mean_user = (total / max(1, len(trained))).astype(np.float32)
-            vectors[unknown] = self._mean_user
-        return vectors
-
-    def _seen(self, user_items: Any, queries: int) -> scipy.sparse.csr_array:
-        if user_items is None:
-            raise ArgumentError(
-                "user_items: expected the users' rows, user_items[user_ids], to leave out what they"
-                " took; pass filter_already_liked=False to do without"
-            )
-        expected = (queries, self.items.num_embeddings)
-        seen = as_interactions(user_items)
-        if seen.shape != expected:
-            raise ArgumentError(
-                f"user_items: expected shape {expected}, one row for each user id, got {seen.shape}"
-            )
-        return seen
-
-    def _length(self, k: int, table: EmbeddingTable) -> int:
-        k = _integer("k", k, 1)
-        if k > table.num_embeddings:
-            raise ArgumentError(f"k: expected at most {table.num_embeddings} (all rows), got {k}")
-        return k
-
-    # ---- on disk --------------------------------------------------------------------------------
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to a new store, which `load` opens.
-
-        A model that was fitted with a `path` is on disk already; this copies its last commit.
-        Optimizer state is copied too.
-
-        Raises:
-            NotFittedError: before `fit`.
-            StoreError: `path` exists or cannot be written.
-        """
-        self.store.snapshot(path)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        mode: str = "r",
-        *,
-        cache_bytes: int | None = None,
-    ) -> Self:
-        """Open a saved model.  Rows are read as they are asked for, so this takes milliseconds.
-
-        Args:
-            path: what `save` wrote, or the `path` of a fitted model.
-            mode: "r" reads, next to other readers and a writer; "r+" is a writer.
-            cache_bytes: memory for rows; None: what the process has.
-
-        Raises:
-            NotAStoreError: no store at `path`, or one of something else.
-        """
-        store = Store.open(path, mode=mode, cache_bytes=cache_bytes)
-        try:
-            arguments = read_description(store, cls.__name__)
             try:
-                model = cls(**arguments, path=path, cache_bytes=cache_bytes)
-            except (TypeError, ValueError) as error:
-                raise NotAStoreError(
-                    f"{store.path}: its metadata does not describe a {cls.__name__}: {error}"
-                ) from error
-        except BaseException:
-            store.close(checkpoint=False)
-            raise
-        model._store = store
-        return model
-
-    def close(self) -> None:
-        """Close the store.  A file-backed model can be loaded again; one in memory is gone."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        state = "not fitted" if self._store is None else "fitted"
-        return f"{type(self).__name__}(embedding_dim={self.embedding_dim}, {state})"
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    number = as_integer(name, value)
-    if number < least:
-        raise ArgumentError(f"{name}: expected at least {least}, got {number}")
-    return number
+                store.rollback()
+                if store.last_commit > 0 and "position" in store.metadata:
+                    return
+            except StoreError:
+                pass  # the first error is the one to be seen
+        store.close(checkpoint=False)
+        self._store = self._sides = None

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from sparse_embed.errors import ArgumentError
-from sparse_embed.initializers import Uniform
 from sparse_embed.kernels._jit import guard_fork
-from sparse_embed.kernels.bpr import CHUNK, triplet_gradients_cpu
-from sparse_embed.optim import LazyAdam, Optimizer
-from sparse_embed.recommend.base import FactorModel
-from sparse_embed.recommend.sampling import Interactions, TripletSampler
+from sparse_embed.kernels.bpr import CHUNK, bpr_gradients_cpu
+from sparse_embed.optim import LazyAdam
+from sparse_embed.recommend.base import Common, FactorModel
+from sparse_embed.recommend.sampling import Interactions, Sampler
 
 __all__ = ["BPR"]
 
 _LR = 0.015
-_INIT = 0.05
+_SIGNS = np.array([1, -1], np.float32)
 
 
 class BPR(FactorModel):
@@ -26,23 +23,22 @@ class BPR(FactorModel):
 
     For each interaction of user u with item i, draw an item j the user did not take and descend
 
-        -ln sigmoid(x) + regularization/2 (|p_u|^2 + |q_i|^2 + |q_j|^2 + b_i^2 + b_j^2),
+        -ln sigmoid(x) + regularization/2 (|p_u|^2 + |q_i - q_j|^2 + (b_i - b_j)^2),
         x = <p_u, q_i - q_j> + b_i - b_j
 
     summed over a batch; a row's gradients are merged and the optimizer updates each row once.
+    (Rendle et al. penalise |q_i|^2 + |q_j|^2.  The loss knows items by their differences alone, so
+    the penalty does too; a triplet then costs one row of items to read and one gradient.)
 
     Args:
-        embedding_dim: D, length of a user's and an item's vector (an item's bias comes on top).
+        embedding_dim: D, length of a user's and an item's vector (a bias comes on top).
         epochs: visits of every interaction.
-        lr: learning rate of the default optimizer; give it either here or in `optimizer`.
-        batch_size: interactions a step.
+        lr: learning rate of the default optimizer, LazyAdam; or give an `optimizer`.
         regularization: weight of the L2 term, per triplet.
         negative_power: j is drawn in proportion to (how many users took it) ** negative_power,
             never one that u took.  0: all alike; 1: as often as it was taken.
-        optimizer: any of this package; None is `LazyAdam(lr)`.
-        seed: the same seed and data give the same model, bit for bit, for any number of threads.
-        path: directory of the store to train on; None: in memory.
-        cache_bytes: memory for rows; None: what the process has.
+        common: batch_size, optimizer, init, dropout, users_as, num_users, num_items, seed, path,
+            cache_bytes, commit_interval: see `Common`.
 
     Raises:
         ArgumentError: a value out of range, or both `lr` and `optimizer`.
@@ -65,56 +61,42 @@ class BPR(FactorModel):
         *,
         epochs: int = 100,
         lr: float | None = None,
-        batch_size: int = 8192,
         regularization: float = 0.01,
         negative_power: float = 0.5,
-        optimizer: Optimizer | None = None,
-        seed: int = 0,
-        path: str | os.PathLike[str] | None = None,
-        cache_bytes: int | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        if optimizer is None:
-            optimizer = LazyAdam(lr=_LR if lr is None else lr)
-        elif lr is not None:
-            raise ArgumentError(f"lr: give it in optimizer or alone, got both {lr} and {optimizer}")
         super().__init__(
-            embedding_dim=embedding_dim,
+            embedding_dim,
             epochs=epochs,
-            batch_size=batch_size,
-            init=Uniform(_INIT),
-            optimizer=optimizer,
-            seed=seed,
-            path=path,
-            cache_bytes=cache_bytes,
+            lr=lr,
+            default_optimizer=LazyAdam,
+            default_lr=_LR,
+            regularization=regularization,
+            negative_power=negative_power,
+            **common,
         )
-        self.regularization = _not_negative("regularization", regularization)
-        self.negative_power = _not_negative("negative_power", negative_power)
 
     def _hyperparameters(self) -> dict[str, Any]:
-        return {
-            "regularization": self.regularization,
-            "negative_power": self.negative_power,
-        }
+        return {}
 
     def _prepare(self, interactions: Interactions) -> None:
-        self._sampler = TripletSampler(interactions, self.seed, self.negative_power)
-        self._gradients = triplet_gradients_cpu(self.embedding_dim)
+        self._sampler = Sampler(interactions, self.seed, self.negative_power)
+        self._gradients = bpr_gradients_cpu(self.embedding_dim)
+        self._signs = np.tile(_SIGNS, (self.batch_size, 1))
 
     def _train_batch(self, epoch: int, start: int, stop: int) -> float:
-        users, items = self._sampler.sample(epoch, start, stop)
-        user_rows = self.users.lookup(users)
-        item_rows = self.items.lookup(items)
+        users, items = self._sampler.triplets(epoch, start, stop)
+        signs = self._signs[: len(users)]
+        user_side, item_side = self._side("users"), self._side("items")
+        user_rows = user_side.lookup(users, without=self._without(items[:, 0]))
+        mask = self._drop(epoch, start, user_rows)
+        differences = item_side.lookup(items, signs)
         losses = np.empty(-(-len(users) // CHUNK), np.float64)
         guard_fork()
-        # In place: from here on user_rows and item_rows hold the gradients.
-        self._gradients(np.float32(self.regularization), user_rows, item_rows, losses)
-        self.users.update(user_rows, users)
-        self.items.update(item_rows, items)
+        # In place: user_rows now holds the gradient by the items' difference, and the other way.
+        self._gradients(np.float32(self.regularization), user_rows, differences, losses)
+        if mask is not None:
+            differences[:, :-1] *= mask
+        user_side.update(differences, users)
+        item_side.update(user_rows, items, signs)
         return float(losses.sum())
-
-
-def _not_negative(name: str, value: Any) -> float:
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not 0 <= value < np.inf:
-        raise ArgumentError(f"{name}: expected a finite number >= 0, got {value!r}")
-    return float(value)

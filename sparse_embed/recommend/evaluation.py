@@ -1,7 +1,7 @@
-"""How good are the recommendations: held-out splits, ranking metrics, the popularity baseline.
+"""How good are the recommendations: ranking metrics over the full catalogue or given negatives.
 
-Every metric ranks the full catalogue (no sampled negatives) and leaves out what the user took in
-training.  With R = a user's held-out items and hit_r = 1 where place r (from 1) holds one of them:
+`evaluate` ranks every item and leaves out what the user took in training.  With R = a user's
+held-out items and hit_r = 1 where place r (from 1) holds one of them:
 
     hr@k      1 if any of the first k places hits, else 0
     recall@k  hits among the first k places / |R|
@@ -10,6 +10,8 @@ training.  With R = a user's held-out items and hit_r = 1 where place r (from 1)
     mrr@k     1 / place of the first hit within k, or 0
 
 averaged over the users with held-out items.
+
+    coverage@k  the share of all items that stand in somebody's first k places
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import scipy.sparse
 from sparse_embed.errors import ArgumentError
 from sparse_embed.recommend.sampling import as_interactions
 
-__all__ = ["Popularity", "Recommender", "evaluate", "leave_one_out", "split"]
+__all__ = ["Recommender", "evaluate", "evaluate_sampled"]
 
 _USERS = 1024  # users ranked at a time
 
@@ -39,86 +41,12 @@ class Recommender(Protocol):
         ...
 
 
-def leave_one_out(
-    user_items: Any, seed: int = 0, min_interactions: int = 5
-) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
-    """Hold out one random item of each user who took at least `min_interactions`.
+class Scorer(Protocol):
+    """What `evaluate_sampled` needs: the scores of pairs."""
 
-    Args:
-        user_items: (users, items) SciPy sparse.
-        seed: same seed, same split.
-        min_interactions: at least 2, so that training keeps something of the user.
-
-    Returns:
-        train and test, CSR of the same shape.
-
-    Raises:
-        ArgumentError: a bad matrix or seed; `min_interactions` below 2; no user took that many.
-    """
-    matrix = as_interactions(user_items)
-    if min_interactions < 2:
-        raise ArgumentError(f"min_interactions: expected at least 2, got {min_interactions}")
-    counts = np.diff(matrix.indptr)
-    users = np.flatnonzero(counts >= min_interactions)
-    if len(users) == 0:
-        raise ArgumentError(
-            f"user_items: no user took {min_interactions} items or more (the largest number is"
-            f" {counts.max(initial=0)}); lower min_interactions"
-        )
-    draw = _generator(seed).random(len(users))
-    chosen = matrix.indptr[users] + (draw * counts[users]).astype(np.int64)
-    held_out = np.zeros(matrix.nnz, bool)
-    held_out[chosen] = True
-    return _partition(matrix, held_out)
-
-
-def split(
-    user_items: Any, test_fraction: float = 0.2, seed: int = 0
-) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
-    """Hold out each interaction with probability `test_fraction`.
-
-    Returns:
-        train and test, CSR of the same shape.
-
-    Raises:
-        ArgumentError: a bad matrix or seed; `test_fraction` not strictly between 0 and 1.
-    """
-    matrix = as_interactions(user_items)
-    if not 0 < test_fraction < 1:
-        raise ArgumentError(f"test_fraction: expected 0 < x < 1, got {test_fraction}")
-    return _partition(matrix, _generator(seed).random(matrix.nnz) < test_fraction)
-
-
-class Popularity:
-    """The baseline: everyone is recommended what most others took (ties: smaller item id)."""
-
-    def __init__(self, user_items: Any) -> None:
-        matrix = as_interactions(user_items)
-        items, counts = np.unique(matrix.indices, return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        self._items = items[order].astype(np.int64)
-        self._counts = counts[order].astype(np.float32)
-
-    def recommend(
-        self, user_ids: Any, user_items: Any, k: int = 10, *, filter_already_liked: bool = True
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """As `BPR.recommend`; a score is the number of users who took the item."""
-        number = len(np.atleast_1d(np.asarray(user_ids)))
-        ids = np.full((number, k), -1, np.int64)
-        scores = np.full((number, k), -np.inf, np.float32)
-        matrix = as_interactions(user_items) if filter_already_liked else None
-        for q in range(number):
-            seen = 0 if matrix is None else int(matrix.indptr[q + 1] - matrix.indptr[q])
-            best = slice(0, k + seen)  # at most `seen` of these fall away
-            items, counts = self._items[best], self._counts[best]
-            if matrix is not None:
-                taken = matrix.indices[matrix.indptr[q] : matrix.indptr[q + 1]]
-                keep = ~np.isin(items, taken)
-                items, counts = items[keep], counts[keep]
-            found = min(k, len(items))
-            ids[q, :found] = items[:found]
-            scores[q, :found] = counts[:found]
-        return ids, scores
+    def score(self, user_ids: Any, item_ids: Any) -> npt.NDArray[np.float32]:
+        """(n,) float32; NaN for an item without a vector."""
+        ...
 
 
 def evaluate(
@@ -139,8 +67,8 @@ def evaluate(
         progress: called with (users done, users to do).
 
     Returns:
-        {"hr@10": ..., "recall@10": ..., "ndcg@10": ..., "map@10": ..., "mrr@10": ...} for each k,
-        and "users": how many were averaged.
+        {"hr@10": ..., "recall@10": ..., "ndcg@10": ..., "map@10": ..., "mrr@10": ...,
+        "coverage@10": ...} for each k, and "users": how many were averaged.
 
     Raises:
         ArgumentError: matrices of different shapes, a k below 1, or nothing held out.
@@ -148,12 +76,7 @@ def evaluate(
     Notes:
         Users are ranked in blocks of 1024; no users x items matrix is built.
     """
-    lengths = [k] if hasattr(k, "__index__") else list(k)
-    if not all(hasattr(length, "__index__") for length in lengths):
-        raise ArgumentError(f"k: expected integers, got {k!r}")
-    ks = sorted({int(length) for length in lengths})
-    if not ks or ks[0] < 1:
-        raise ArgumentError(f"k: expected lengths of at least 1, got {k!r}")
+    ks = as_lengths(k)
     train_matrix = as_interactions(train, "train")
     test_matrix = as_interactions(test, "test")
     if train_matrix.shape != test_matrix.shape:
@@ -164,6 +87,7 @@ def evaluate(
     if len(users) == 0:
         raise ArgumentError("test: expected held-out interactions, got none")
     totals: dict[str, float] = {}
+    shown = np.zeros((len(ks), train_matrix.shape[1]), bool)
     for start in range(0, len(users), _USERS):
         block = users[start : start + _USERS]
         ids, _ = model.recommend(block, train_matrix[block], k=min(ks[-1], train_matrix.shape[1]))
@@ -172,10 +96,82 @@ def evaluate(
         relevant = np.diff(held_out.indptr)
         for name, values in _metrics(hits, relevant, ks).items():
             totals[name] = totals.get(name, 0.0) + float(values.sum())
+        for place, length in enumerate(ks):
+            first = ids[:, :length]
+            shown[place, first[first >= 0]] = True
         if progress is not None:
             progress(min(start + _USERS, len(users)), len(users))
     metrics = {name: total / len(users) for name, total in totals.items()}
+    for place, length in enumerate(ks):
+        metrics[f"coverage@{length}"] = float(shown[place].mean())
     return {**metrics, "users": float(len(users))}
+
+
+def evaluate_sampled(
+    model: Scorer,
+    positives: npt.ArrayLike,
+    negatives: npt.ArrayLike,
+    k: int | Sequence[int] = (10, 20),
+    *,
+    user_ids: npt.ArrayLike | None = None,
+) -> dict[str, float]:
+    """Rank one held-out item of each user among negatives that are given (He et al., NCF).
+
+    Args:
+        model: anything with `score`.
+        positives: (Q,) item ids.
+        negatives: (Q, N) item ids.
+        k: lengths of the list.
+        user_ids: (Q,); None: 0..Q-1.
+
+    Returns:
+        {"hr@10": ..., "ndcg@10": ..., "mrr@10": ...} for each k, and "users".  Equal scores count
+        against the held-out item, and so does an item without a vector.
+
+    Raises:
+        ArgumentError: shapes that do not fit; a k below 1 or above N + 1.
+    """
+    ks = as_lengths(k)
+    right, wrong = np.asarray(positives), np.asarray(negatives)
+    if right.ndim != 1 or wrong.ndim != 2 or len(wrong) != len(right) or len(right) == 0:
+        raise ArgumentError(
+            f"negatives: expected (Q, N) beside positives (Q,), got {wrong.shape} and {right.shape}"
+        )
+    users = np.arange(len(right)) if user_ids is None else np.asarray(user_ids)
+    if users.shape != right.shape:
+        raise ArgumentError(f"user_ids: expected shape {right.shape}, got {users.shape}")
+    if ks[-1] > wrong.shape[1] + 1:
+        raise ArgumentError(f"k: expected at most {wrong.shape[1] + 1} (all given), got {ks[-1]}")
+    places = np.empty(len(right), np.int64)
+    for start in range(0, len(right), _USERS):
+        block = slice(start, start + _USERS)
+        items = np.concatenate([right[block, None], wrong[block]], axis=1)
+        repeated = np.repeat(users[block], items.shape[1])
+        scores = model.score(repeated, items.reshape(-1)).reshape(items.shape)
+        scores = np.where(np.isnan(scores), -np.inf, scores)
+        places[block] = 1 + (scores[:, 1:] >= scores[:, :1]).sum(axis=1)
+    metrics: dict[str, float] = {}
+    for length in ks:
+        hit = places <= length
+        metrics[f"hr@{length}"] = float(hit.mean())
+        metrics[f"ndcg@{length}"] = float((hit / np.log2(places + 1)).mean())
+        metrics[f"mrr@{length}"] = float((hit / places).mean())
+    return {**metrics, "users": float(len(right))}
+
+
+def as_lengths(k: int | Sequence[int]) -> list[int]:
+    """Lengths of a list, ascending.
+
+    Raises:
+        ArgumentError: not integers, none, or one below 1.
+    """
+    lengths = [k] if hasattr(k, "__index__") else list(k)
+    if not all(hasattr(length, "__index__") for length in lengths):
+        raise ArgumentError(f"k: expected integers, got {k!r}")
+    ks = sorted({int(length) for length in lengths})
+    if not ks or ks[0] < 1:
+        raise ArgumentError(f"k: expected lengths of at least 1, got {k!r}")
+    return ks
 
 
 def _hits(ids: npt.NDArray[np.int64], held_out: scipy.sparse.csr_array) -> npt.NDArray[np.bool_]:
@@ -207,22 +203,3 @@ def _metrics(
         metrics[f"map@{k}"] = (h * precision[:, :k]).sum(axis=1) / best
         metrics[f"mrr@{k}"] = np.asarray(1.0 / first)
     return metrics
-
-
-def _partition(
-    matrix: scipy.sparse.csr_array, held_out: npt.NDArray[np.bool_]
-) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
-    """The entries outside and inside the mask, each as a CSR of the same shape."""
-
-    def part(mask: npt.NDArray[np.bool_]) -> scipy.sparse.csr_array:
-        kept = np.concatenate([[0], np.cumsum(mask)])
-        arrays = (matrix.data[mask], matrix.indices[mask], kept[matrix.indptr])
-        return scipy.sparse.csr_array(arrays, shape=matrix.shape)
-
-    return part(~held_out), part(held_out)
-
-
-def _generator(seed: int) -> np.random.Generator:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ArgumentError(f"seed: expected an integer >= 0, got {seed!r}")
-    return np.random.default_rng(int(seed))

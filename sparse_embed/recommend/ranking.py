@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError, IndexRangeError
 from sparse_embed.kernels._jit import guard_fork
 from sparse_embed.kernels.ranking import rank_block_cpu
-from sparse_embed.table import EmbeddingTable
 
 _BLOCK = 1 << 16  # candidate rows looked up at a time: 17 MB at D = 64
 
@@ -22,23 +21,20 @@ Ranked = tuple[IndexArray, FloatArray]
 
 
 def rank(
-    table: EmbeddingTable,
+    rows_of: Callable[[IndexArray], FloatArray],
     candidates: IndexArray,
     queries: FloatArray,
     k: int,
     seen: scipy.sparse.csr_array | None = None,
-    columns: int | None = None,
 ) -> Ranked:
     """The k candidates of largest dot product with each query.
 
     Args:
-        table: whose rows are candidates.
-        candidates: (C,) row numbers, ascending.
+        rows_of: candidates' numbers (n,) to their rows (n, D) float32, C-contiguous.
+        candidates: (C,) numbers, ascending.
         queries: (Q, D) float32, C-contiguous.
         k: how many.
         seen: (Q, rows) CSR, sorted; a query's candidates in here are left out.
-        columns: compare with the first D columns of a row divided by their length, so that the
-            result is the cosine for queries of length 1; None: with the whole row.
     """
     guard_fork()
     kernel = rank_block_cpu(queries.shape[1])
@@ -49,10 +45,7 @@ def rank(
         indptr, taken = seen.indptr.astype(np.int64), seen.indices.astype(np.int64)
     for start in range(0, len(candidates), _BLOCK):
         ids = candidates[start : start + _BLOCK]
-        rows = table.lookup(ids)
-        if columns is not None:
-            rows = unit(rows[:, :columns])
-        kernel(queries, rows, ids, indptr, taken, best_ids, best_scores)
+        kernel(queries, rows_of(ids), ids, indptr, taken, best_ids, best_scores)
     return best_ids, best_scores
 
 

@@ -1,8 +1,7 @@
-"""Interactions made ready for training, and the (user, taken, not taken) triplets of a batch."""
+"""Interactions made ready for training, and what a batch of them holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
+from sparse_embed._typing import IndexArray
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels._jit import guard_fork
-from sparse_embed.kernels.bpr import alias_table_cpu, sample_triplets_cpu
+from sparse_embed.kernels.contrast import mark_taken_cpu
+from sparse_embed.kernels.interactions import (
+    FILTER_BITS,
+    alias_table_cpu,
+    filter_cpu,
+    sample_pairs_cpu,
+    sample_shared_cpu,
+    sample_triplets_cpu,
+)
 
 _MAX_INTERACTIONS = 2**32  # the kernel's draw multiplies 64 random bits by a 32-bit bound
 
@@ -67,15 +75,22 @@ class Interactions:
     catalogue: npt.NDArray[np.int64]
 
     @classmethod
-    def from_csr(cls, user_items: Any) -> Interactions:
+    def from_csr(cls, user_items: Any, known: IndexArray | None = None) -> Interactions:
         """Drop users who took the whole catalogue: no item can stand against theirs.
+
+        Args:
+            user_items: see `as_interactions`.
+            known: items that belong to the catalogue even if nobody took them here, ascending.
 
         Raises:
             ArgumentError: as `as_interactions`; nothing to learn from (no interactions, or every
                 user took every item); 2**32 interactions or more.
         """
         matrix = as_interactions(user_items)
-        catalogue, columns = np.unique(matrix.indices, return_inverse=True)
+        catalogue = np.unique(matrix.indices)
+        if known is not None:
+            catalogue = np.union1d(catalogue, known)
+        columns = np.searchsorted(catalogue, matrix.indices)
         counts = np.diff(matrix.indptr).astype(np.int64)
         keep = counts < len(catalogue)
         if not keep.all():
@@ -98,54 +113,90 @@ class Interactions:
         return len(self.columns)
 
 
-class TripletSampler:
-    """Each epoch visits every interaction once, in an order of its own, with one item not taken.
+class Sampler:
+    """Each epoch visits every interaction once, in an order of its own, with items not taken.
 
-    An item is drawn in proportion to (number of users who took it) ** negative_power, never one
-    that this user took.
+    An item is drawn in proportion to (number of users who took it) ** negative_power.
 
-    Counter-based: triplet t of an epoch depends on (seed, epoch, t) and the interactions alone,
-    never on batch size, threads or what was drawn before; an interrupted epoch can be continued.
+    Counter-based: interaction t of an epoch, and what is drawn for it, depend on (seed, epoch, t)
+    and the data alone, never on threads or on what was drawn before; an interrupted epoch can be
+    continued.
     """
 
-    def __init__(self, interactions: Interactions, seed: int, negative_power: float) -> None:
-        self._interactions = interactions
+    def __init__(
+        self, interactions: Interactions, seed: int, negative_power: float, block: int = 1
+    ) -> None:
+        """block: interactions that share their negatives (`shared`)."""
+        self.interactions = interactions
         self._seed = seed
-        self._half_bits = np.uint64(max(1, (len(interactions).bit_length() + 1) // 2))
-        number = len(interactions.catalogue)
-        popularity = np.bincount(interactions.columns, minlength=number)
+        self._block = block
+        number = len(interactions)
+        self._half_bits = np.uint64(max(1, (number.bit_length() + 1) // 2))
+        popularity = np.bincount(interactions.columns, minlength=len(interactions.catalogue))
         # An item whose takers were all dropped counts as taken once.
         weights = np.maximum(popularity, 1).astype(np.float64) ** negative_power
-        self._threshold = np.empty(number, np.uint64)
-        self._alias = np.empty(number, np.int32)
-        alias_table_cpu()(weights, self._threshold, self._alias)
-        self._kernel: Callable[..., None] = sample_triplets_cpu()
+        self.chances = weights / weights.sum()
+        self._alias = np.empty(len(weights), np.uint64)
+        alias_table_cpu()(weights, self._alias)
+        logarithm = max(6, (FILTER_BITS * number - 1).bit_length())
+        self._shift = np.uint64(64 - logarithm)
+        self._bits = np.zeros(1 << (logarithm - 3), np.uint8)
+        filter_cpu()(interactions.rows, interactions.columns, self._shift, self._bits)
 
-    def sample(
-        self, epoch: int, start: int, stop: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Triplets start..stop-1 of the epoch.
+    def triplets(self, epoch: int, start: int, stop: int) -> tuple[IndexArray, IndexArray]:
+        """Interactions start..stop-1 of the epoch, each with one item that the user did not take.
 
         Returns:
-            users (B,) int64, and items (2B,) int64: B taken, then B not taken.
+            users (B,) int64, and items (B, 2) int64: taken, not taken.
         """
         guard_fork()
-        sequence = np.random.SeedSequence([self._seed, epoch])
-        (key,) = sequence.generate_state(1, np.uint64)
         users = np.empty(stop - start, np.int64)
-        items = np.empty(2 * (stop - start), np.int64)
-        data = self._interactions
-        self._kernel(
-            key,
-            np.uint64(start),
-            self._half_bits,
-            data.rows,
-            data.columns,
-            data.indptr,
-            data.catalogue,
-            self._threshold,
-            self._alias,
-            users,
-            items,
-        )
+        items = np.empty((stop - start, 2), np.int64)
+        data = self.interactions
+        sample_triplets_cpu()(
+            self._key(epoch), np.uint64(start), self._half_bits, data.rows, data.columns,
+            data.indptr, data.catalogue, self._alias, self._bits, self._shift, users, items,
+        )  # fmt: skip
         return users, items
+
+    def pairs(self, epoch: int, start: int, stop: int) -> tuple[IndexArray, IndexArray, IndexArray]:
+        """Interactions start..stop-1 of the epoch.
+
+        Returns:
+            users, items and columns (the item's position in the catalogue), (B,) int64 each.
+        """
+        guard_fork()
+        users, columns = (np.empty(stop - start, np.int64) for _ in range(2))
+        data = self.interactions
+        sample_pairs_cpu()(
+            self._key(epoch), np.uint64(start), self._half_bits, data.rows, data.columns,
+            users, columns,
+        )  # fmt: skip
+        return users, data.catalogue[columns], columns
+
+    def shared(self, epoch: int, start: int, stop: int, number: int) -> IndexArray:
+        """Negatives for the blocks that hold interactions start..stop-1 (whole blocks).
+
+        Returns:
+            (blocks, number) int64 positions in the catalogue; a user may have taken some of them.
+        """
+        guard_fork()
+        blocks = -(-(stop - start) // self._block)
+        columns = np.empty((blocks, number), np.int64)
+        begin = np.uint64(start // self._block * number)
+        sample_shared_cpu()(self._key(epoch), begin, self._alias, columns.reshape(-1))
+        return columns
+
+    def marks(self, users: IndexArray, columns: IndexArray) -> npt.NDArray[np.uint8]:
+        """(B, M): did the user take the negative of its block?"""
+        guard_fork()
+        marks = np.empty((len(users), columns.shape[1]), np.uint8)
+        data = self.interactions
+        mark_taken_cpu()(
+            self._block, users, columns, data.indptr, data.columns, self._bits, self._shift, marks
+        )
+        return marks
+
+    def _key(self, epoch: int) -> np.uint64:
+        sequence = np.random.SeedSequence([self._seed, epoch])
+        return np.uint64(sequence.generate_state(1, np.uint64)[0])

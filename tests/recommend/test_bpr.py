@@ -11,9 +11,9 @@ import scipy.sparse
 
 import sparse_embed as se
 from sparse_embed.errors import ArgumentError, IndexRangeError, NotAStoreError, StoreError
-from sparse_embed.kernels.bpr import triplet_gradients_cpu
+from sparse_embed.kernels.bpr import bpr_gradients_cpu
 from sparse_embed.recommend import BPR, NotFittedError
-from sparse_embed.recommend.sampling import Interactions, TripletSampler
+from sparse_embed.recommend.sampling import Interactions, Sampler
 
 
 def checkerboard(size: int = 20) -> scipy.sparse.csr_array:
@@ -39,43 +39,38 @@ def model(taken) -> BPR:
 # ---- the objective ------------------------------------------------------------------------------
 
 
-def twin(reg, p, q_taken, q_other):
-    """Losses and gradients in float64."""
+def twin(reg, p, difference):
+    """Losses, gradients by users and by the differences of items, in float64."""
     dim = p.shape[1]
-    difference = q_taken - q_other
     x = (p * difference[:, :dim]).sum(axis=1) + difference[:, dim]
     g = 1 / (1 + np.exp(x))[:, None]
     step = np.concatenate([g * p, g], axis=1)
-    return (
-        np.logaddexp(0, -x),
-        reg * p - g * difference[:, :dim],
-        np.concatenate([reg * q_taken - step, reg * q_other + step]),
-    )
+    return np.logaddexp(0, -x), reg * p - g * difference[:, :dim], reg * difference - step
 
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 17, 64, 100])
 @pytest.mark.parametrize("batch", [1, 256, 300])
 def test_gradients(dim, batch):
     rng = np.random.default_rng(dim * 1000 + batch)
-    users = rng.normal(size=(batch, dim)).astype(np.float32)
-    items = rng.normal(size=(2 * batch, dim + 1)).astype(np.float32)
-    p, q = users.astype(float), items.astype(float)
-    expected, user_grad, item_grad = twin(0.01, p, q[:batch], q[batch:])
+    users = rng.normal(size=(batch, dim + 1)).astype(np.float32)
+    items = rng.normal(size=(batch, dim + 1)).astype(np.float32)
+    expected, user_grad, item_grad = twin(0.01, users[:, :dim].astype(float), items.astype(float))
     losses = np.empty(-(-batch // 256))
-    triplet_gradients_cpu(dim)(np.float32(0.01), users, items, losses)
+    bpr_gradients_cpu(dim)(np.float32(0.01), users, items, losses)
     # float32 sums of up to 100 products of size 1
     np.testing.assert_allclose(losses.sum(), expected.sum(), rtol=1e-5)
-    np.testing.assert_allclose(users, user_grad, atol=2e-5)
-    np.testing.assert_allclose(items, item_grad, atol=2e-5)
+    np.testing.assert_allclose(items[:, :dim], user_grad, atol=2e-5)  # they changed places
+    np.testing.assert_allclose(users, item_grad, atol=2e-5)
+    assert not items[:, dim].any()
 
 
 def test_a_hopeless_triplet_has_a_finite_loss():
-    users = np.full((1, 4), 100, np.float32)
-    items = np.array([[-100] * 5, [100] * 5], np.float32)
+    users = np.full((1, 5), 100, np.float32)
+    items = np.full((1, 5), -200, np.float32)
     losses = np.empty(1)
-    triplet_gradients_cpu(4)(np.float32(0), users, items, losses)
+    bpr_gradients_cpu(4)(np.float32(0), users, items, losses)
     np.testing.assert_allclose(losses, 80_200, rtol=1e-6)
-    np.testing.assert_allclose(items[1], [100, 100, 100, 100, 1])
+    np.testing.assert_allclose(users[0], [-100, -100, -100, -100, -1])
 
 
 def test_fit_is_public_lookup_and_update(taken):
@@ -83,19 +78,18 @@ def test_fit_is_public_lookup_and_update(taken):
     found = make(epochs=2, batch_size=50).fit(taken)
     optimizer = se.LazyAdam(lr=0.015)
     shared = {"init": se.Uniform(0.05), "optimizer": optimizer}
-    users = se.EmbeddingTable.create(None, num_embeddings=20, embedding_dim=8, seed=2, **shared)
+    users = se.EmbeddingTable.create(None, num_embeddings=20, embedding_dim=9, seed=2, **shared)
     items = se.EmbeddingTable.create(None, num_embeddings=20, embedding_dim=9, seed=3, **shared)
     data = Interactions.from_csr(taken)
-    draw = TripletSampler(data, 1, 0.5)
+    draw = Sampler(data, 1, 0.5)
     for epoch in range(2):
         users.lr = items.lr = 0.015 * (1 - epoch / 2)
         for start in range(0, len(data), 50):
-            u, i = draw.sample(epoch, start, min(start + 50, len(data)))
-            q = items.lookup(i)
-            half = len(u)
-            _, du, di = twin(np.float32(0.01), users.lookup(u), q[:half], q[half:])
-            users.update(du.astype(np.float32), u)
-            items.update(di.astype(np.float32), i)
+            u, i = draw.triplets(epoch, start, min(start + 50, len(data)))
+            difference = items.lookup(i[:, 0]) - items.lookup(i[:, 1])
+            _, du, di = twin(np.float32(0.01), users.lookup(u)[:, :8], difference)
+            users.update(np.pad(du, ((0, 0), (0, 1))).astype(np.float32), u)
+            items.update(np.stack([di, -di], axis=1).astype(np.float32), i)
     # Adam divides by the root of the squares: rounding in tiny gradients shows, up to parts of lr.
     np.testing.assert_allclose(found.users.lookup(range(20)), users.lookup(range(20)), atol=1e-4)
     np.testing.assert_allclose(found.items.lookup(range(20)), items.lookup(range(20)), atol=1e-4)
@@ -114,7 +108,7 @@ def test_recommends_the_one_item_left(model, taken):
 def test_scores_are_dot_products_best_first(model, taken):
     ids, scores = model.recommend([4, 7], taken[[4, 7]], k=20, filter_already_liked=False)
     weights = model.items.lookup(ids)
-    queries = np.concatenate([model.users.lookup([4, 7]), np.ones((2, 1))], axis=1)
+    queries = np.concatenate([model.users.lookup([4, 7])[:, :8], np.ones((2, 1))], axis=1)
     np.testing.assert_allclose(scores, np.einsum("qkd,qd->qk", weights, queries), atol=1e-5)
     assert (np.diff(scores, axis=1) <= 0).all()
     np.testing.assert_array_equal(np.sort(ids, axis=1), np.tile(np.arange(20), (2, 1)))
@@ -123,7 +117,7 @@ def test_scores_are_dot_products_best_first(model, taken):
 def test_scores_are_those_of_the_table(model):
     """The same bits as the engine's own exact search gives."""
     ids, scores = model.recommend([3], k=20, filter_already_liked=False)
-    query = np.append(model.users.lookup([3])[0], np.float32(1))
+    query = np.append(model.users.lookup([3])[0, :8], np.float32(1))
     found, expected = model.items.nearest(query, k=20, metric="dot")
     np.testing.assert_array_equal(ids[0], found)
     np.testing.assert_array_equal(scores[0], expected)
@@ -161,7 +155,7 @@ def test_blocks_change_nothing(model, taken, monkeypatch):
     expected = model.recommend(np.arange(20), taken, k=12)
     similar = model.similar_items(np.arange(20), k=12)
     monkeypatch.setattr("sparse_embed.recommend.ranking._BLOCK", 3)
-    monkeypatch.setattr("sparse_embed.recommend.base._BLOCK", 7)
+    monkeypatch.setattr("sparse_embed.recommend.fitted._BLOCK", 7)
     for one, other in [
         (expected, model.recommend(np.arange(20), taken, k=12)),
         (similar, model.similar_items(np.arange(20), k=12)),
@@ -178,7 +172,7 @@ def test_users_and_items_nobody_knows():
     ids, _ = model.recommend([0, 11], k=12, filter_already_liked=False)
     assert set(ids[0, :10].tolist()) == set(range(10))
     assert (ids[:, 10:] == -1).all()
-    mean = model.users.lookup(range(10)).mean(axis=0)
+    mean = model.users.lookup(range(10))[:, :8].mean(axis=0)
     _, scores = model.recommend([11], k=10, filter_already_liked=False)
     expected = model.items.lookup(range(10)) @ np.append(mean, 1)
     np.testing.assert_allclose(scores[0], np.sort(expected)[::-1], atol=1e-5)
@@ -245,10 +239,10 @@ def test_save_and_load(model, taken, tmp_path):
 
 
 def test_every_epoch_is_a_commit(taken, tmp_path):
-    with make(path=tmp_path / "model", epochs=3).fit(taken) as fitted:
-        assert fitted.store.last_commit == 3
+    with make(path=tmp_path / "model", epochs=3, commit_interval=0).fit(taken) as fitted:
+        assert fitted.store.last_commit == 4  # three epochs, and the end
         assert fitted.store.metadata["epochs_done"] == 3
-    assert np.load(tmp_path / "model" / "users.npy", mmap_mode="r")["weight"].shape == (20, 8)
+    assert np.load(tmp_path / "model" / "users.npy", mmap_mode="r")["weight"].shape == (20, 9)
 
 
 def test_interrupted_fit_keeps_the_last_epoch(taken, tmp_path):
@@ -256,7 +250,7 @@ def test_interrupted_fit_keeps_the_last_epoch(taken, tmp_path):
         if at.epoch == 3:
             raise KeyboardInterrupt
 
-    fitted = make(path=tmp_path / "model")
+    fitted = make(path=tmp_path / "model", commit_interval=0)
     with pytest.raises(KeyboardInterrupt):
         fitted.fit(taken, progress=stop)
     assert fitted.store.metadata["epochs_done"] == 2
@@ -311,7 +305,7 @@ def test_progress_may_ask_the_model(taken):
         known.append(int((ids >= 0).sum()))
 
     model = make(epochs=1, batch_size=10)
-    model.fit(taken, ask)
+    model.fit(taken, progress=ask)
     assert known[0] < 20
     assert known[-1] == 20
 
@@ -333,15 +327,16 @@ def test_load_refuses_other_stores(tmp_path):
             (3, None, "expected a BPR model"),
             (3, ["BPR"], "expected a BPR model"),
             (3, described | {"name": "ALS"}, "found a store of ALS"),
-            (2, described, "items with one more"),
-            (3, described | {"embedding_dim": "2"}, "items with one more"),
+            (2, described, "one more for the bias"),
+            (3, described | {"embedding_dim": "2"}, "one more for the bias"),
             (3, described | {"colour": "red"}, "does not describe a BPR"),
             (3, described | {"epochs": 0}, "does not describe a BPR"),
         ]
     ):
         path = tmp_path / str(number)
         with se.Store.create(path) as store:
-            store.create_table("users", num_embeddings=4, embedding_dim=2, optimizer=se.SGD(0.1))
+            store.create_table("users", num_embeddings=4, embedding_dim=3, optimizer=se.SGD(0.1))
+            store.metadata["shape"] = [4, 4]
             store.create_table("items", num_embeddings=4, embedding_dim=columns)
             if model is not None:
                 store.metadata["model"] = model

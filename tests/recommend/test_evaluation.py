@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse
 
 from sparse_embed.errors import ArgumentError
-from sparse_embed.recommend import Popularity, evaluate, leave_one_out, split
+from sparse_embed.recommend import Popularity, evaluate, evaluate_sampled, leave_one_out, split
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,8 @@ def test_metrics_by_hand():
             "ndcg@3": (log3 / (1 + log3) + 1) / 2,
             "map@3": (0.5 / 2 + 1) / 2,
             "mrr@3": (1 / 2 + 1) / 2,
+            "coverage@1": 1 / 9,
+            "coverage@3": 3 / 9,
             "users": 2.0,
         }
     )
@@ -123,3 +125,39 @@ def test_refusals(taken):
         evaluate(Popularity(train), train, test[:5])
     with pytest.raises(ArgumentError, match="held-out"):
         evaluate(Popularity(train), train, scipy.sparse.csr_array(train.shape))
+
+
+class Known:
+    """Scores an item by its number; item 0 has no vector."""
+
+    def score(self, user_ids, item_ids):
+        return np.where(item_ids == 0, np.nan, np.asarray(item_ids, np.float32) % 10)
+
+
+def test_given_negatives_by_hand():
+    # Places: 1; 3 (an equal score counts against it); last (no vector)
+    found = evaluate_sampled(Known(), [9, 5, 0], [[1, 2, 3], [6, 15, 1], [4, 5, 6]], k=(1, 3))
+    expected = {
+        "hr@1": 1 / 3,
+        "ndcg@1": 1 / 3,
+        "mrr@1": 1 / 3,
+        "hr@3": 2 / 3,
+        "ndcg@3": (1 + 0.5) / 3,
+        "mrr@3": (1 + 1 / 3) / 3,
+        "users": 3.0,
+    }
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives", "more", "said"),
+    [
+        ([1], [1, 2], {}, "negatives: expected"),
+        ([1, 2], [[1, 2]], {}, "negatives: expected"),
+        ([1], [[1, 2]], {"k": 4}, "k: expected at most 3"),
+        ([1], [[1, 2]], {"user_ids": [1, 2]}, "user_ids"),
+    ],
+)
+def test_given_negatives_that_do_not_fit(positives, negatives, more, said):
+    with pytest.raises(ArgumentError, match=said):
+        evaluate_sampled(Known(), positives, negatives, **({"k": 1} | more))

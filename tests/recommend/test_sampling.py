@@ -7,8 +7,8 @@ import pytest
 import scipy.sparse
 
 from sparse_embed.errors import ArgumentError
-from sparse_embed.kernels.bpr import permute, skip_taken
-from sparse_embed.recommend.sampling import Interactions, TripletSampler, as_interactions
+from sparse_embed.kernels.interactions import permute, skip_taken
+from sparse_embed.recommend.sampling import Interactions, Sampler, as_interactions
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,15 @@ def taken() -> np.ndarray:
     return matrix
 
 
-def sampler(taken: np.ndarray, seed: int = 0, power: float = 0.5) -> TripletSampler:
-    return TripletSampler(Interactions.from_csr(scipy.sparse.csr_array(taken)), seed, power)
+def sampler(taken: np.ndarray, seed: int = 0, power: float = 0.5) -> Sampler:
+    return Sampler(Interactions.from_csr(scipy.sparse.csr_array(taken)), seed, power)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
 def test_each_interaction_once_and_no_taken_item(taken, power):
     number = int(taken.sum() - taken[2].sum())  # a user who took everything teaches nothing
-    users, items = sampler(taken, power=power).sample(0, 0, number)
-    positive, negative = items[:number], items[number:]
+    users, items = sampler(taken, power=power).triplets(0, 0, number)
+    positive, negative = items.T
     assert taken[users, positive].all()
     assert not taken[users, negative].any()
     assert len(set(zip(users.tolist(), positive.tolist(), strict=True))) == number
@@ -39,17 +39,15 @@ def test_each_interaction_once_and_no_taken_item(taken, power):
 
 
 def test_a_triplet_depends_on_its_number_alone(taken):
-    whole_users, whole_items = sampler(taken).sample(4, 0, 300)
+    whole_users, whole_items = sampler(taken).triplets(4, 0, 300)
     for start, stop in [(0, 300), (0, 7), (7, 300), (299, 300), (41, 41)]:
-        users, items = sampler(taken).sample(4, start, stop)
+        users, items = sampler(taken).triplets(4, start, stop)
         np.testing.assert_array_equal(users, whole_users[start:stop])
-        taken_items, others = whole_items[:300], whole_items[300:]
-        expected = np.concatenate([taken_items[start:stop], others[start:stop]])
-        np.testing.assert_array_equal(items, expected)
+        np.testing.assert_array_equal(items, whole_items[start:stop])
 
 
 def test_seeds_and_epochs_differ(taken):
-    draws = [sampler(taken, seed).sample(epoch, 0, 300) for seed in (0, 1) for epoch in (0, 1)]
+    draws = [sampler(taken, seed).triplets(epoch, 0, 300) for seed in (0, 1) for epoch in (0, 1)]
     orders = {users.tobytes() for users, _ in draws}
     assert len(orders) == 4
 
@@ -62,15 +60,27 @@ def test_items_are_drawn_by_popularity_to_the_power(power):
     columns = np.repeat(np.arange(64), counts)
     rows = np.arange(len(columns))
     matrix = scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(rows), 64))
-    draw = TripletSampler(Interactions.from_csr(matrix), 0, power)
-    drawn = np.concatenate(
-        [draw.sample(epoch, 0, len(rows))[1][len(rows) :] for epoch in range(60)]
-    )
+    draw = Sampler(Interactions.from_csr(matrix), 0, power)
+    drawn = np.concatenate([draw.triplets(epoch, 0, len(rows))[1][:, 1] for epoch in range(60)])
     expected = counts.astype(float) ** power
     expected *= len(drawn) / expected.sum()
     found = np.bincount(drawn, minlength=64)
     # Six standard deviations of a Poisson count, and the items left out.
     assert (abs(found - expected) < 6 * np.sqrt(expected) + 0.04 * expected).all()
+
+
+def test_shared_negatives_depend_on_their_block_alone(taken):
+    draw = Sampler(Interactions.from_csr(scipy.sparse.csr_array(taken)), 0, 0.5, block=8)
+    whole = draw.shared(2, 0, 300, 5)
+    assert whole.shape == (38, 5)
+    np.testing.assert_array_equal(draw.shared(2, 64, 100, 5), whole[8:13])
+    users, items, columns = draw.pairs(2, 64, 100)
+    catalogue = draw.interactions.catalogue
+    np.testing.assert_array_equal(catalogue[columns], items)
+    np.testing.assert_array_equal(users, draw.triplets(2, 64, 100)[0])
+    marks = draw.marks(users, whole[8:13])
+    others = catalogue[np.repeat(whole[8:13], 8, axis=0)[:36]]
+    np.testing.assert_array_equal(marks, taken[users[:, None], others])
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 17, 63, 64, 65, 1000])

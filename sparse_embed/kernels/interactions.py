@@ -1,0 +1,293 @@
+"""Which interactions a batch holds, in which order, and the items drawn to stand against them.
+
+Counter-based: draw number t of an epoch is a function of (epoch key, t), so neither batch size nor
+threads nor what was drawn before change anything in what is drawn.
+
+    order      a keyed permutation of 0..n-1 (Feistel rounds), never stored
+    negatives  Walker's alias table; an item that the user took is drawn again
+    taken?     one bit of a hashed filter says "no" for most items, else a binary search decides
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numba import prange
+
+from sparse_embed.kernels._intrinsics import at, first, prefetch_read
+from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function, serial_kernel
+
+CHUNK = 256  # interactions; by size, never by threads
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIX_A = np.uint64(0xBF58476D1CE4E5B9)
+MIX_B = np.uint64(0x94D049BB133111EB)
+NEGATIVE = np.uint64(0xD1B54A32D192ED03)  # sets the draw of negatives apart from the order
+ATTEMPTS = 32  # draws from the alias table before a uniform one, which cannot fail
+FILTER_BITS = 16  # of the filter, for each interaction: it errs once in 16
+LOW_32 = np.uint64(0xFFFFFFFF)
+U1 = np.uint64(1)
+U3 = np.uint64(3)
+U7 = np.uint64(7)
+U32 = np.uint64(32)
+
+
+@device_function
+def mix64(z):
+    """splitmix64's finaliser; every operand is uint64."""
+    z = (z ^ (z >> np.uint64(30))) * MIX_A
+    z = (z ^ (z >> np.uint64(27))) * MIX_B
+    return z ^ (z >> np.uint64(31))
+
+
+@device_function
+def permute(t, n, half_bits, key):
+    """Place of number t in a keyed permutation of 0..n-1 (t, n, half_bits, key: uint64).
+
+    Four Feistel rounds over 2 half_bits bits, repeated until the value falls below n (fewer than
+    four times on average).  No permutation of all interactions is ever stored.
+    """
+    mask = (U1 << half_bits) - U1
+    while True:
+        left = t >> half_bits
+        right = t & mask
+        for i in range(4):
+            left, right = right, left ^ (mix64(right ^ (key + np.uint64(i) * GOLDEN)) & mask)
+        t = (left << half_bits) | right
+        if t < n:
+            return t
+
+
+@device_function
+def below(random, bound):
+    """Uniform 0..bound-1 from 64 random bits, bound < 2**32 (multiply and shift; both uint64)."""
+    return ((random >> U32) * bound + (((random & LOW_32) * bound) >> U32)) >> U32
+
+
+@device_function
+def skip_taken(r, columns, low, high):
+    """The r-th number (from 0) that is not among the sorted columns[low:high].
+
+    One draw is enough, even for a user who took all items but one.
+    """
+    start = low
+    while low < high:
+        middle = (low + high) >> 1
+        if columns[middle] - (middle - start) > r:
+            high = middle
+        else:
+            low = middle + 1
+    return r + (low - start)
+
+
+@device_function
+def is_taken(column, columns, low, high):
+    """Is `column` among the sorted columns[low:high]?"""
+    end = high
+    while low < high:
+        middle = (low + high) >> 1
+        if columns[middle] < column:
+            low = middle + 1
+        else:
+            high = middle
+    return low < end and columns[low] == column
+
+
+@device_function
+def filter_bit(user, column, shift):
+    """The bit of the filter that stands for a pair (int64 each; shift: uint64)."""
+    return (((np.uint64(user) << U32) | np.uint64(column)) * GOLDEN) >> shift
+
+
+@device_function
+def took(user, column, columns, low, high, bits, shift):
+    """Did the user take this column?  The user's are columns[low:high]."""
+    bit = filter_bit(user, column, shift)
+    if (np.uint64(bits[bit >> U3]) >> (bit & U7)) & U1 == np.uint64(0):
+        return False
+    return is_taken(column, columns, low, high)
+
+
+@device_function
+def draw_alias(random, number, alias):
+    """A column by its weight, from 64 random bits: the upper 32 of a second mix decide the alias.
+
+    An entry of `alias` has the threshold in its upper 32 bits and the other column in its lower.
+    """
+    slot = below(random, number)
+    entry = alias[slot]
+    other = entry & LOW_32
+    keep = (mix64(random + GOLDEN) >> U32) < (entry >> U32)
+    return np.int64(slot if keep else other)
+
+
+@functools.cache
+def alias_table_cpu():
+    """kernel(weights, alias): Walker's alias method, built as Vose (1991) does.
+
+    weights  (C,) f8   positive; destroyed
+    alias    (C,) u8   out: see `draw_alias`
+    """
+    digest = DIGEST
+
+    @serial_kernel
+    def kernel(weights, alias):
+        _ = digest
+        number = weights.shape[0]
+        scale = number / weights.sum()
+        waiting = np.empty(number, np.int32)  # light slots from the left, heavy from the right
+        light = 0
+        heavy = number
+        for c in range(number):
+            weights[c] *= scale
+            alias[c] = (LOW_32 << U32) | np.uint64(c)
+            if weights[c] < 1.0:
+                waiting[light] = c
+                light += 1
+            else:
+                heavy -= 1
+                waiting[heavy] = c
+        while light > 0 and heavy < number:
+            light -= 1
+            small = waiting[light]
+            big = waiting[heavy]
+            threshold = np.uint64(min(weights[small] * 4294967296.0, 4294967295.0))
+            alias[small] = (threshold << U32) | np.uint64(big)
+            weights[big] -= 1.0 - weights[small]
+            if weights[big] < 1.0:
+                heavy += 1
+                waiting[light] = big
+                light += 1
+
+    return kernel
+
+
+@functools.cache
+def filter_cpu():
+    """kernel(rows, columns, shift, bits): set the bit of every pair.
+
+    rows, columns  (n,) i4      pairs
+    shift          uint64       64 minus the logarithm of the number of bits
+    bits           (m,) u1      in: zeros; out
+    """
+    digest = DIGEST
+
+    @serial_kernel
+    def kernel(rows, columns, shift, bits):
+        _ = digest
+        for k in range(columns.shape[0]):
+            bit = filter_bit(np.int64(rows[k]), np.int64(columns[k]), shift)
+            bits[bit >> U3] |= np.uint8(U1 << (bit & U7))
+
+    return kernel
+
+
+@functools.cache
+def sample_pairs_cpu():
+    """kernel(key, start, half_bits, rows, columns, users, items)
+
+    key, start  uint64     the epoch's key; number of the batch's first interaction
+    half_bits   uint64     2**(2 half_bits) >= n
+    rows        (n,) i4    user of each interaction
+    columns     (n,) i4    its item as a position in the catalogue; sorted within a user
+    users       (B,) i8    out
+    items       (B,) i8    out: positions in the catalogue
+    """
+    digest = DIGEST
+
+    @cpu_kernel
+    def kernel(key, start, half_bits, rows, columns, users, items):
+        _ = digest
+        batch = users.shape[0]
+        total = np.uint64(columns.shape[0])
+        for chunk in prange((batch + CHUNK - 1) // CHUNK):
+            end = min(batch, (chunk + 1) * CHUNK)
+            for k in range(chunk * CHUNK, end):
+                place = np.int64(permute(start + np.uint64(k), total, half_bits, key))
+                users[k] = place
+                prefetch_read(at(first(rows), place))
+                prefetch_read(at(first(columns), place))
+            for k in range(chunk * CHUNK, end):
+                place = users[k]
+                users[k] = rows[place]
+                items[k] = columns[place]
+
+    return kernel
+
+
+@functools.cache
+def sample_triplets_cpu():
+    """kernel(key, start, half_bits, rows, columns, indptr, catalogue, alias, bits, shift,
+              users, items)
+
+    The item not taken comes from the alias table, drawn again while the user took it.
+
+    indptr       (U+1,) i8   the users' ranges in `columns`; no user took the whole catalogue
+    catalogue    (C,) i8     item numbers
+    alias        (C,) u8     see `alias_table_cpu`
+    bits, shift              see `filter_cpu`
+    users        (B,) i8     out
+    items        (B, 2) i8   out: taken, not taken
+    others as in `sample_pairs_cpu`
+    """
+    digest = DIGEST
+
+    @cpu_kernel
+    def kernel(
+        key, start, half_bits, rows, columns, indptr, catalogue, alias, bits, shift, users, items
+    ):
+        _ = digest
+        batch = users.shape[0]
+        total = np.uint64(columns.shape[0])
+        number = np.uint64(catalogue.shape[0])
+        for chunk in prange((batch + CHUNK - 1) // CHUNK):
+            end = min(batch, (chunk + 1) * CHUNK)
+            for k in range(chunk * CHUNK, end):
+                place = np.int64(permute(start + np.uint64(k), total, half_bits, key))
+                users[k] = place
+                prefetch_read(at(first(rows), place))
+                prefetch_read(at(first(columns), place))
+            for k in range(chunk * CHUNK, end):
+                place = users[k]
+                user = np.int64(rows[place])
+                users[k] = user
+                items[k, 0] = catalogue[columns[place]]
+                random = mix64((key ^ NEGATIVE) + (start + np.uint64(k)) * GOLDEN)
+                other = draw_alias(random, number, alias)
+                low, high = indptr[user], indptr[user + 1]
+                tries = 1
+                while took(user, other, columns, low, high, bits, shift):
+                    random = mix64(random ^ NEGATIVE)
+                    if tries == ATTEMPTS:
+                        free = number - np.uint64(high - low)
+                        other = skip_taken(np.int64(below(random, free)), columns, low, high)
+                        break
+                    other = draw_alias(random, number, alias)
+                    tries += 1
+                items[k, 1] = catalogue[other]
+
+    return kernel
+
+
+@functools.cache
+def sample_shared_cpu():
+    """kernel(key, start, alias, negatives)
+
+    key, start  uint64     the epoch's key; number of the first draw
+    alias       (C,) u8    see `alias_table_cpu`
+    negatives   (N,) i8    out: positions in the catalogue
+    """
+    digest = DIGEST
+
+    @cpu_kernel
+    def kernel(key, start, alias, negatives):
+        _ = digest
+        count = negatives.shape[0]
+        number = np.uint64(alias.shape[0])
+        for chunk in prange((count + CHUNK - 1) // CHUNK):
+            for k in range(chunk * CHUNK, min(count, (chunk + 1) * CHUNK)):
+                random = mix64((key ^ NEGATIVE) + (start + np.uint64(k)) * GOLDEN)
+                negatives[k] = draw_alias(random, number, alias)
+
+    return kernel

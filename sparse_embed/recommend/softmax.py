@@ -1,0 +1,89 @@
+"""SampledSoftmax: pick what a user took out of sampled items."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import numpy as np
+
+from sparse_embed.errors import ArgumentError
+from sparse_embed.recommend.base import Common
+from sparse_embed.recommend.contrast import ContrastModel
+from sparse_embed.recommend.fitted import not_negative
+
+__all__ = ["SampledSoftmax"]
+
+_LR = 0.01
+
+
+class SampledSoftmax(ContrastModel):
+    """Softmax over the item taken and sampled ones.
+
+        -ln(e^z_i / (e^z_i + sum_j e^z_j)),   z = s(u, i) / temperature - offset_i
+
+    where s is the cosine of the vectors, or, with `cosine=False`, <p_u, q_i> + b_i.
+
+    Args:
+        embedding_dim, epochs, lr, regularization, negative_power, common: as in `BPR`.
+        num_negatives: M, drawn for each block of M interactions, which all of them share; those
+            that the user took do not count.
+        in_batch: the negatives are the items of the block's own interactions.
+        cosine: compare directions.
+        temperature: how sharp the softmax is.
+        correction: offset_i = correction * ln(expected number of draws of i).  1 makes the loss an
+            unbiased estimate of the full softmax; 0 leaves the pressure on popular items, which
+            are drawn more often, as it is.
+
+    References:
+        Bengio, Senecal: Adaptive Importance Sampling. IEEE TNN 2008.  Wu et al.: On the
+        Effectiveness of Sampled Softmax Loss for Item Recommendation. TOIS 2024 (cosine).
+    """
+
+    _loss = "softmax"
+
+    def __init__(
+        self,
+        embedding_dim: int = 64,
+        *,
+        epochs: int = 50,
+        lr: float | None = None,
+        regularization: float = 0.0,
+        negative_power: float = 0.5,
+        num_negatives: int = 128,
+        in_batch: bool = False,
+        cosine: bool = True,
+        temperature: float = 0.15,
+        correction: float = 0.0,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(
+            embedding_dim,
+            epochs=epochs,
+            lr=lr,
+            default_lr=_LR,
+            regularization=regularization,
+            negative_power=negative_power,
+            num_negatives=num_negatives,
+            in_batch=in_batch,
+            common=common,
+        )
+        if not isinstance(cosine, bool):
+            raise ArgumentError(f"cosine: expected True or False, got {cosine!r}")
+        self.cosine = cosine
+        self.temperature = not_negative("temperature", temperature)
+        if self.temperature == 0:
+            raise ArgumentError("temperature: expected a number > 0, got 0")
+        self.correction = not_negative("correction", correction)
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("cosine", "temperature", "correction")}
+        return {**super()._hyperparameters(), **own}
+
+    def _numbers(self) -> tuple[float, float]:
+        return self.temperature, 0.0
+
+    def _offsets(self) -> np.ndarray | None:
+        if self.correction == 0:
+            return None
+        expected = self.num_negatives * self._sampler.chances
+        return np.asarray(self.correction * np.log(expected), np.float32)
