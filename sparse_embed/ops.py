@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from sparse_embed.kernels import (
 )
 from sparse_embed.kernels import (
     dropout as _dropout,
+)
+from sparse_embed.kernels import (
+    entries as _entry,
 )
 from sparse_embed.kernels import (
     initialize as _initialize,
@@ -83,8 +86,10 @@ __all__ = [
 ]
 
 _NO_INDICES: IndexArray = np.empty(0, np.int64)
-_ZERO: IndexArray = np.zeros(1, np.int64)  # stands for positions or bag ids that are their place
 _ONE: FloatArray = np.ones(1, np.float32)  # stands for weights or scales that are all 1
+
+
+_Entries: TypeAlias = tuple[IndexArray, FloatArray, int]
 
 
 @dataclass(frozen=True)
@@ -147,10 +152,6 @@ def _counter() -> IndexArray:
 def _or_one(weights: FloatArray | None) -> tuple[FloatArray, int]:
     """weights and weight_step as kernels take them."""
     return (_ONE, 0) if weights is None else (weights, 1)
-
-
-def _no_argmax(argmax: IndexArray | None, dim: int) -> IndexArray:
-    return np.empty((0, dim), np.int64) if argmax is None else argmax
 
 
 def initialize(init: Initializer, seed: int, rows: IndexArray, dim: int) -> FloatArray:
@@ -320,22 +321,38 @@ def bag_coefficients(
     return Coefficients(bag_ids, per_sample_weights, scale if scaled else None)
 
 
-def _entry_args(positions: IndexArray | None, coefficients: Coefficients) -> tuple[Any, ...]:
-    """positions, bag_ids, weights, scale, steps as `kernels/backward.py` takes them."""
-    bag_ids, weights, scale = coefficients.bag_ids, coefficients.weights, coefficients.scale
-    return (
-        _ZERO if positions is None else positions,
-        _ZERO if bag_ids is None else bag_ids,
-        _ONE if weights is None else weights,
-        _ONE if scale is None else scale,
-        tuple(0 if array is None else 1 for array in (positions, bag_ids, weights, scale)),
+def _entries(merged: Merged, u0: int, u1: int, coefficients: Coefficients) -> _Entries:
+    """bags, factors, factor_step of the entries of the unique rows [u0, u1): `kernels/entries`."""
+    begin, end = int(merged.starts[u0]), int(merged.starts[u1])
+    weights, scale = coefficients.weights, coefficients.scale
+    if coefficients.bag_ids is None and weights is None:
+        return merged.positions[begin:end], _ONE, 0
+    bags = np.empty(end - begin, np.int64)
+    even = weights is None and scale is None
+    factors = np.empty(0 if even else end - begin, np.float32)
+    bag_ids = coefficients.bag_ids
+    if bag_ids is None:
+        bag_ids = np.arange(len(merged.positions))
+    _entry.entries_cpu()(
+        merged.positions, begin, bag_ids, *_or_one(weights), *_or_one(scale), bags, factors
     )
+    return (bags, _ONE, 0) if even else (bags, factors, 1)
 
 
-def _cut(starts: IndexArray, u0: int, u1: int, dim: int) -> tuple[AnyArray, AnyArray, AnyArray]:
-    """Chunks of the unique rows [u0, u1), blocks of hot rows among them, room for their sums."""
+def _cut(
+    starts: IndexArray,
+    u0: int,
+    u1: int,
+    entries: tuple[IndexArray, FloatArray, int],
+    grad: AnyArray,
+) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """Chunks of the unique rows [u0, u1), blocks of hot rows among them, their sums."""
     bounds, blocks = _plan.cut_segments_cpu()(starts, u0, u1, _backward.CHUNK)
-    return bounds, blocks, np.empty((len(blocks), dim), np.float32)
+    dim = grad.shape[1]
+    sums = np.empty((len(blocks), dim), np.float32)
+    if len(blocks):
+        _backward.block_sums_cpu(dim)(blocks, int(starts[u0]), *entries, grad, _counter(), sums)
+    return bounds, blocks, sums
 
 
 def backward(
@@ -350,12 +367,20 @@ def backward(
     guard_fork()
     dim = grad.shape[1]
     out = np.empty((len(merged), dim), np.float32)
-    if len(merged):
-        _backward.backward_cpu(dim)(
-            *_cut(merged.starts, 0, len(merged), dim),
-            merged.starts, *_entry_args(merged.positions, coefficients),
-            _no_argmax(argmax, dim), grad, _counter(), out,
-        )  # fmt: skip
+    count, starts = len(merged), merged.starts
+    if not count:
+        return out
+    if argmax is not None:
+        bags, _, _ = _entries(merged, 0, count, Coefficients(coefficients.bag_ids, None, None))
+        bounds, _ = _plan.cut_segments_cpu()(starts, 0, count, _backward.CHUNK)
+        _backward.backward_max_cpu(dim)(
+            bounds, starts, merged.positions, bags, argmax, grad, _counter(), out
+        )
+        return out
+    entries = _entries(merged, 0, count, coefficients)
+    _backward.backward_cpu(dim)(
+        *_cut(starts, 0, count, entries, grad), starts, *entries, grad, _counter(), out
+    )
     return out
 
 
@@ -386,9 +411,10 @@ def update(
         values = backward(part, coefficients, grad, argmax)
         return apply(rec, slots, part.indices, values, optimizer, step, lr)
     guard_fork()
+    entries = _entries(merged, u0, u1, coefficients)
     _update.update_cpu(rec.dim, optimizer.name)(
-        rec.records, rec.flags, slots, merged.indices, u0, *_cut(merged.starts, u0, u1, rec.dim),
-        merged.starts, *_entry_args(merged.positions, coefficients), grad,
+        rec.records, rec.flags, slots, merged.indices, u0,
+        *_cut(merged.starts, u0, u1, entries, grad), merged.starts, *entries, grad,
         optimizer.scalars(step, lr), *rec.init_args, _counter(),
     )  # fmt: skip
 
@@ -412,9 +438,10 @@ def apply(
         return
     guard_fork()
     starts = np.arange(len(indices) + 1)
+    entries = starts[:-1], _ONE, 0
     _update.update_cpu(rec.dim, optimizer.name)(
-        rec.records, rec.flags, slots, indices, 0, *_cut(starts, 0, len(indices), rec.dim),
-        starts, *_entry_args(None, Coefficients(None, None, None)), values,
+        rec.records, rec.flags, slots, indices, 0,
+        *_cut(starts, 0, len(indices), entries, values), starts, *entries, values,
         optimizer.scalars(step, lr), *rec.init_args, _counter(),
     )  # fmt: skip
 

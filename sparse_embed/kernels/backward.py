@@ -1,18 +1,17 @@
 """Gradient of the rows of a batch: for each unique row, the sum over its positions.
 
-    g[u, d] = sum_i c[k] grad[bag(k), d]       k = positions[i],  i in [starts[u], starts[u+1])
-    c[k]    = weights[k] * scale[bag(k)]       (each 1 where absent)
-    max     = only the k with argmax[bag(k), d] == k
+    g[u, d] = sum_i c[i] grad[bag(i), d]       i in [starts[u], starts[u+1])
+    max     = only the i with argmax[bag(i), d] == positions[i]
 
-Shapes   starts (U+1,) i8 · positions (n,) i8 · bag_ids (L,) i8 · weights (L,), scale (B,) f4
-         steps: four of 0 or 1; 0 says that the array holds one element in place of all, which is
-         0 where k = i (positions) or bag(k) = k (bag_ids), and 1 for weights and scale
-         argmax (B, D) or (0, D) i8; with it, positions and bag_ids are whole
+Shapes   starts (U+1,) i8 · of entries [shift, shift + e), see `entries`: bags (e,) i8 and
+         factors (e,) f4, or one 1 and a step of 0 · positions (n,) i8 · argmax (B, D) i8
          grad (B, D) f4 · out (U, D) f4
-         bounds, blocks: see `plan.cut_segments` · block_sums (H, D) f4 scratch
+         bounds, blocks: see `plan.cut_segments` · block_sums (H, D) f4
 Order    left to right in blocks of 256 positions counted from the segment's start, each block from
          +0.0; then the block sums left to right.  So threads can share a row that is everywhere:
-         the block sums of hot segments are computed first, in parallel (phase 0), rows then.
+         the block sums of hot segments are computed first, in parallel.  (A segment of one block
+         is summed at once: a sum that began with +0.0 is never -0.0, so adding it to +0.0 changes
+         no bit.)
 """
 
 from __future__ import annotations
@@ -22,47 +21,33 @@ import functools
 import numpy as np
 from numba import prange
 
-from sparse_embed.kernels._intrinsics import first, next_chunk, prefetch_row, row_pointer, stack_f32
+from sparse_embed.kernels._intrinsics import (
+    first,
+    next_chunk,
+    prefetch_row,
+    row_pointer,
+    stack_f32,
+    unlikely,
+)
 from sparse_embed.kernels._jit import DIGEST, WORKERS, cold_function, cpu_kernel, device_function
+from sparse_embed.kernels.lanes import add_row, add_scaled_row, zero_row
 from sparse_embed.kernels.plan import BLOCK, HOT
 
 CHUNK = 512  # see `plan`
 _AHEAD = 12
 _ZERO = np.float32(0)
-_ONE = np.float32(1)
 
 
 @device_function
-def sum_block(total, begin, end, last, positions, bag_ids, weights, scale, steps, grad, dim):
-    """total = the sum over entries [begin, end) of the batch, left to right from +0.0.
+def sum_entries(total, begin, end, last, bags, factors, factor_step, grad, dim):
+    """total = the sum over entries [begin, end), left to right from +0.0.
 
-    `last` is the last entry of the batch.  An absent array is one element and a step of 0.
-    Branches here would cost seconds: LLVM would make a copy of the loop for each combination.
+    bags, factors: pointers.  `last` is the last entry there is.
     """
-    for d in range(dim):
-        total[d] = _ZERO
+    zero_row(total, dim)
     for i in range(begin, end):
-        ahead = min(i + _AHEAD, last)
-        ahead = first(positions)[ahead * steps[0]] + ahead * (1 - steps[0])
-        prefetch_row(grad, first(bag_ids)[ahead * steps[1]] + ahead * (1 - steps[1]), dim)
-        k = first(positions)[i * steps[0]] + i * (1 - steps[0])
-        bag = first(bag_ids)[k * steps[1]] + k * (1 - steps[1])
-        c = first(weights)[k * steps[2]] * first(scale)[bag * steps[3]]
-        row = row_pointer(grad, bag)
-        for d in range(dim):
-            total[d] = total[d] + c * row[d]
-
-
-@device_function
-def sum_winners(total, begin, end, positions, bag_ids, argmax, grad, dim):
-    """As `sum_block`, of the entries whose position won the bag and column."""
-    for d in range(dim):
-        total[d] = _ZERO
-    for i in range(begin, end):
-        k = positions[i]
-        winner, row = row_pointer(argmax, bag_ids[k]), row_pointer(grad, bag_ids[k])
-        for d in range(dim):
-            total[d] = total[d] + (row[d] if winner[d] == k else _ZERO)
+        prefetch_row(grad, bags[min(i + _AHEAD, last)], dim)
+        add_scaled_row(total, row_pointer(grad, bags[i]), factors[i * factor_step], dim)
 
 
 @cold_function
@@ -78,53 +63,120 @@ def first_block(blocks, begin):
     return low
 
 
+@cold_function
+def sum_blocks(
+    total, block, begin, end, last, bags, factors, factor_step, grad, shift, blocks, block_sums, dim
+):
+    """As `sum_entries`, of a segment of several blocks; hot ones have their sums already."""
+    zero_row(total, dim)
+    if end - begin > HOT:
+        j = first_block(blocks, shift + begin)
+        for _start in range(begin, end, BLOCK):
+            add_row(total, row_pointer(block_sums, j), dim)
+            j += 1
+    else:
+        for start in range(begin, end, BLOCK):
+            stop = min(start + BLOCK, end)
+            sum_entries(block, start, stop, last, bags, factors, factor_step, grad, dim)
+            add_row(total, block, dim)
+
+
+@device_function
+def sum_segment(
+    total, block, begin, end, last, bags, factors, factor_step, grad, shift, blocks, block_sums, dim
+):
+    """total = the gradient of a row: the sum over entries [begin, end) of its segment.
+
+    begin and end count from `shift`, the blocks from 0.  block: scratch.
+    """
+    if unlikely(end - begin > BLOCK):
+        sum_blocks(
+            total, block, begin, end, last, bags, factors, factor_step, grad,
+            shift, blocks, block_sums, dim,
+        )  # fmt: skip
+    else:
+        sum_entries(total, begin, end, last, bags, factors, factor_step, grad, dim)
+
+
+@functools.cache
+def block_sums_cpu(dim: int):
+    """For hot segments only, so compiled when the first one is met."""
+    digest = DIGEST
+
+    @cpu_kernel
+    def block_sums(blocks, shift, bags, factors, factor_step, grad, counter, out):
+        """out[j] = the sum of hot block j"""
+        _ = digest
+        last = bags.shape[0] - 1
+        num_blocks = blocks.shape[0]
+        for _worker in prange(WORKERS):
+            bag, factor = first(bags), first(factors)
+            total = stack_f32(dim)
+            while True:
+                j = next_chunk(counter, 0)
+                if j >= num_blocks:
+                    break
+                begin, end = blocks[j, 0] - shift, blocks[j, 1] - shift
+                sum_entries(total, begin, end, last, bag, factor, factor_step, grad, dim)
+                target = row_pointer(out, j)
+                for d in range(dim):
+                    target[d] = total[d]
+
+    return block_sums
+
+
 @functools.cache
 def backward_cpu(dim: int):
     digest = DIGEST
 
     @cpu_kernel
     def backward(
-        bounds, blocks, block_sums, starts,
-        positions, bag_ids, weights, scale, steps, argmax, grad, counter, out,
-    ):  # fmt: skip
+        bounds, blocks, block_sums, starts, bags, factors, factor_step, grad, counter, out
+    ):
         _ = digest
-        chunks, num_blocks = bounds.shape[0] - 1, blocks.shape[0]
-        last = starts[out.shape[0]] - 1
-        for phase in range(0 if num_blocks > 0 else 1, 2):  # hot blocks, then rows
-            for _worker in prange(WORKERS):
-                block = stack_f32(dim)
-                while True:
-                    chunk = next_chunk(counter, phase)
-                    if chunk >= (chunks if phase else num_blocks):
-                        break
-                    u0, u1 = chunk, chunk + 1
-                    if phase == 1:
-                        u0, u1 = bounds[chunk], bounds[chunk + 1]
-                    for u in range(u0, u1):
-                        if phase == 0:
-                            begin, end = blocks[u, 0], blocks[u, 1]
-                            total = row_pointer(block_sums, u)
-                        else:
-                            begin, end = starts[u], starts[u + 1]
-                            total = row_pointer(out, u)
-                        j = first_block(blocks, begin) if end - begin > HOT else -1
-                        for d in range(dim):
-                            total[d] = _ZERO
-                        for start in range(begin, end, BLOCK):
-                            source, stop = block, min(start + BLOCK, end)
-                            if j >= 0:
-                                source = row_pointer(block_sums, j)
-                                j += 1
-                            elif argmax.shape[0] > 0:
-                                sum_winners(
-                                    block, start, stop, positions, bag_ids, argmax, grad, dim
-                                )
-                            else:
-                                sum_block(
-                                    block, start, stop, last,
-                                    positions, bag_ids, weights, scale, steps, grad, dim,
-                                )  # fmt: skip
-                            for d in range(dim):
-                                total[d] = total[d] + source[d]
+        chunks, shift = bounds.shape[0] - 1, starts[0]
+        last = bags.shape[0] - 1
+        for _worker in prange(WORKERS):
+            start, bag, factor = first(starts), first(bags), first(factors)
+            block = stack_f32(dim)
+            while True:
+                chunk = next_chunk(counter, 0)
+                if chunk >= chunks:
+                    break
+                for u in range(bounds[chunk], bounds[chunk + 1]):
+                    sum_segment(
+                        row_pointer(out, u), block, start[u] - shift, start[u + 1] - shift, last,
+                        bag, factor, factor_step, grad, shift, blocks, block_sums, dim,
+                    )  # fmt: skip
 
     return backward
+
+
+@functools.cache
+def backward_max_cpu(dim: int):
+    digest = DIGEST
+
+    @cpu_kernel
+    def backward_max(bounds, starts, positions, bags, argmax, grad, counter, out):
+        """The gradient of mode "max"; a hot row is not shared here."""
+        _ = digest
+        chunks, shift = bounds.shape[0] - 1, starts[0]
+        for _worker in prange(WORKERS):
+            block = stack_f32(dim)
+            while True:
+                chunk = next_chunk(counter, 0)
+                if chunk >= chunks:
+                    break
+                for u in range(bounds[chunk], bounds[chunk + 1]):
+                    total = row_pointer(out, u)
+                    zero_row(total, dim)
+                    for begin in range(starts[u], starts[u + 1], BLOCK):
+                        zero_row(block, dim)
+                        for i in range(begin, min(begin + BLOCK, starts[u + 1])):
+                            k, bag = positions[i], bags[i - shift]
+                            winner, row = row_pointer(argmax, bag), row_pointer(grad, bag)
+                            for d in range(dim):
+                                block[d] = block[d] + (row[d] if winner[d] == k else _ZERO)
+                        add_row(total, block, dim)
+
+    return backward_max

@@ -35,13 +35,13 @@ from sparse_embed.kernels._intrinsics import (
     prefetch_write,
     row_pointer,
     stack_f32,
+    unlikely,
 )
 from sparse_embed.kernels._jit import DIGEST, WORKERS, cold_function, cpu_kernel, device_function
 from sparse_embed.kernels.adagrad import adagrad_row, row_wise_adagrad_row
 from sparse_embed.kernels.adam import lazy_adam_row, row_wise_adam_row
-from sparse_embed.kernels.backward import first_block, sum_block
+from sparse_embed.kernels.backward import sum_segment
 from sparse_embed.kernels.initialize import init_row
-from sparse_embed.kernels.plan import BLOCK, HOT
 from sparse_embed.kernels.reduce import dot
 from sparse_embed.kernels.sgd import sgd_row
 
@@ -61,7 +61,6 @@ _VIRGIN = np.uint32(0)
 _NEGATIVE_ZERO = np.uint32(0x80000000)
 _INFINITY = np.float32(np.inf)
 _DIRTY = np.uint8(1)
-_ZERO = np.float32(0)
 
 
 @cold_function
@@ -105,64 +104,41 @@ def update_cpu(dim: int, name: str):
     @cpu_kernel
     def update(
         records, flags, slots, indices, u0, bounds, blocks, block_sums, starts,
-        positions, bag_ids, weights, scale, steps, grad,
+        bags, factors, factor_step, grad,
         scalars, seed, init_kind, init_param, counter,
     ):  # fmt: skip
         _ = digest
-        num_rows = slots.shape[0]
         clips = scalars[CLIP_VALUE] < _INFINITY or scalars[CLIP_NORM] < _INFINITY
-        last = starts[u0 + num_rows] - 1
-        chunks, num_blocks = bounds.shape[0] - 1, blocks.shape[0]
-        for phase in range(0 if num_blocks > 0 else 1, 2):  # hot blocks, then rows
-            for _worker in prange(WORKERS):
-                g = stack_f32(dim)
-                block = stack_f32(dim)
-                while True:
-                    chunk = next_chunk(counter, phase)
-                    if chunk >= (chunks if phase else num_blocks):
-                        break
-                    begin_u, end_u = chunk, chunk + 1
-                    if phase == 1:
-                        begin_u, end_u = bounds[chunk], bounds[chunk + 1]
-                    for u in range(begin_u, end_u):
-                        if phase == 0:
-                            begin, end = blocks[u, 0], blocks[u, 1]
-                        else:
-                            begin, end = first(starts)[u], first(starts)[u + 1]
-                            ahead = first(slots)[min(u - u0 + _AHEAD, num_rows - 1)]
-                            prefetch_row_write(records, ahead, used_lanes)
-                            prefetch_write(at(first(flags), ahead))
-                        j = first_block(blocks, begin) if end - begin > HOT else -1
-                        for d in range(dim):
-                            g[d] = _ZERO
-                        for start in range(begin, end, BLOCK):
-                            source = block
-                            if j < 0:
-                                sum_block(
-                                    block, start, min(start + BLOCK, end), last,
-                                    positions, bag_ids, weights, scale, steps, grad, dim,
-                                )  # fmt: skip
-                            else:
-                                source = row_pointer(block_sums, j)
-                                j += 1
-                            for d in range(dim):
-                                g[d] = g[d] + source[d]
-                        if phase == 0:
-                            target = row_pointer(block_sums, u)
-                            for d in range(dim):
-                                target[d] = g[d]
-                            continue
-                        if clips:
-                            clip_row(g, dim, scalars[CLIP_VALUE], scalars[CLIP_NORM])
-                        slot = slots[u - u0]
-                        record = row_pointer(records, slot)
-                        if bits(record[0]) == _VIRGIN:
-                            materialize(
-                                record, dim, state_lanes, indices[u],
-                                seed, init_kind, init_param, scalars[FILL],
-                            )  # fmt: skip
-                        update_row(record, g, dim, scalars)
-                        keep_written(record)
-                        flags[slot] |= _DIRTY
+        chunks, shift = bounds.shape[0] - 1, starts[u0]
+        last, last_row = bags.shape[0] - 1, slots.shape[0] - 1
+        for _worker in prange(WORKERS):
+            start, slot_of = first(starts), first(slots)
+            bag, factor = first(bags), first(factors)
+            g = stack_f32(dim)
+            block = stack_f32(dim)
+            while True:
+                chunk = next_chunk(counter, 0)
+                if chunk >= chunks:
+                    break
+                for u in range(bounds[chunk], bounds[chunk + 1]):
+                    ahead = slot_of[min(u - u0 + _AHEAD, last_row)]
+                    prefetch_row_write(records, ahead, used_lanes)
+                    prefetch_write(at(first(flags), ahead))
+                    sum_segment(
+                        g, block, start[u] - shift, start[u + 1] - shift, last,
+                        bag, factor, factor_step, grad, shift, blocks, block_sums, dim,
+                    )  # fmt: skip
+                    if unlikely(clips):
+                        clip_row(g, dim, scalars[CLIP_VALUE], scalars[CLIP_NORM])
+                    slot = slot_of[u - u0]
+                    record = row_pointer(records, slot)
+                    if unlikely(bits(record[0]) == _VIRGIN):
+                        materialize(
+                            record, dim, state_lanes, indices[u],
+                            seed, init_kind, init_param, scalars[FILL],
+                        )  # fmt: skip
+                    update_row(record, g, dim, scalars)
+                    keep_written(record)
+                    flags[slot] |= _DIRTY
 
     return update
