@@ -12,6 +12,7 @@ import sys
 
 import click
 
+from sparse_embed.cli.classify import predict
 from sparse_embed.cli.demo import demo
 from sparse_embed.cli.doctor import doctor
 from sparse_embed.cli.keys import keys
@@ -48,6 +49,7 @@ for _command in (
     import_,
     train,
     recommend,
+    predict,
     keys,
     doctor,
 ):

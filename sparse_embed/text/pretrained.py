@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,9 @@ def read(given: Any, embedding_dim: int) -> Pretrained | None:
     if given is None:
         return None
     if isinstance(given, str | os.PathLike):
-        model = import_module("sparse_embed.text.vec_files").load_word2vec(given)
+        from sparse_embed.text.vec_files import load_word2vec
+
+        model = load_word2vec(given)
         words, vectors = model.words, model.vectors
     elif isinstance(given, tuple) and len(given) == 2:
         words, vectors = given

@@ -1,0 +1,150 @@
+"""`sparse-embed train classifier FILE` and `sparse-embed predict MODEL [FILE]`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sparse_embed.cli._output import emit, json_option, progress_bar, waiting
+from sparse_embed.cli.models import train
+
+_BLOCK = 1 << 12
+
+
+@train.command("classifier")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Directory of the model; must not exist, but with --resume.",
+)
+@click.option(
+    "--validation",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Another such file: measure P@1 and R@1 on it.",
+)
+@click.option("--label-prefix", default="__label__", show_default=True)
+@click.option("--embedding-dim", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), help="Visits of every text.")
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--word-ngrams", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--minn", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--maxn", type=click.IntRange(0), default=0, show_default=True, help="Character n-grams; 0: no."
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["softmax", "ova"]),
+    default="softmax",
+    show_default=True,
+    help="ova: each label by itself, for texts with any number of them.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--raw", is_flag=True, help="Take words as they stand: no lower case, signs stay on.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted training of --output.")
+@json_option
+def classifier(
+    file: Path,
+    output: Path,
+    validation: Path | None,
+    label_prefix: str,
+    embedding_dim: int,
+    epochs: int | None,
+    lr: float | None,
+    word_ngrams: int,
+    minn: int,
+    maxn: int,
+    loss: str,
+    seed: int,
+    raw: bool,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Learn the labels of the texts in FILE, and write a model that `predict` reads.
+
+    FILE is fastText's: one text a line, its labels among its words as __label__name; gzip is fine.
+    """
+    if output.exists() != resume:
+        state = "exists already; choose another --output" if not resume else "is not there"
+        raise click.ClickException(f"{output} {state}")
+    with waiting("starting", as_json):
+        from sparse_embed.text import TextClassifier
+        from sparse_embed.text.label_file import read_labelled, single
+
+        texts, labels = read_labelled(file, prefix=label_prefix)
+        held_out = None if validation is None else read_labelled(validation, prefix=label_prefix)
+    names = {name for own in labels for name in own}
+    if not as_json:
+        click.echo(f"{len(texts):,} texts, {len(names):,} labels")
+    if resume:
+        model = TextClassifier.load(output, "r+")
+    else:
+        changed = {"epochs": epochs, "lr": lr}
+        model = TextClassifier(
+            embedding_dim,
+            word_ngrams=word_ngrams,
+            minn=minn,
+            maxn=maxn,
+            loss=loss,
+            seed=seed,
+            normalize=not raw,
+            path=output,
+            **{name: value for name, value in changed.items() if value is not None},
+        )
+    with progress_bar("training", len(texts) * model.epochs, as_json) as advance, model:
+        model.fit(
+            texts,
+            single(labels) or labels,
+            resume=resume,
+            progress=lambda at: advance(
+                at.done, f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}"
+            ),
+        )
+        quality: dict[str, Any] = {}
+        if held_out is not None:
+            told = single(held_out[1]) if single(labels) else held_out[1]
+            if told is None:
+                raise click.ClickException(f"{validation}: expected one label a text, as in {file}")
+            precision, recall = model.precision_recall_at(held_out[0], told)
+            quality = {"P@1": precision, "R@1": recall}
+    emit({"model": output, "texts": len(texts), "labels": len(names), **quality}, as_json)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("file", type=click.File("rb"), default="-")
+@click.option("-k", type=click.IntRange(1), default=1, show_default=True, help="How many labels.")
+@click.option("--probabilities", is_flag=True, help="Behind each label its probability.")
+@json_option
+def predict(model: Path, file: Any, k: int, probabilities: bool, as_json: bool) -> None:
+    """Label each line of FILE (or of the standard input) with MODEL, one line of output for each.
+
+    Labels among the words, as in a training file, are ignored. With --json each line is an object.
+    """
+    with waiting("starting", as_json):
+        from sparse_embed.text import TextClassifier
+        from sparse_embed.text.label_file import decoded, parted
+
+    with TextClassifier.load(model) as loaded:
+        k = min(k, len(loaded.classes_))
+        lines: Iterator[str] = (
+            parted(line)[0] for line in decoded(file, getattr(file, "name", "-"))
+        )
+        while block := list(islice(lines, _BLOCK)):
+            labels, chances = loaded.predict_top(block, k)
+            for own, chance in zip(labels.tolist(), chances.tolist(), strict=True):
+                if as_json:
+                    text = {"labels": own, "probabilities": chance}
+                    click.echo(json.dumps(text, ensure_ascii=False))
+                elif probabilities:
+                    pairs = zip(own, chance, strict=True)
+                    click.echo(" ".join(f"{name} {share:.6g}" for name, share in pairs))
+                else:
+                    click.echo(" ".join(map(str, own)))

@@ -1,0 +1,100 @@
+"""fastText's files, and the commands that read them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from click.testing import CliRunner
+
+import sparse_embed as se
+from sparse_embed.cli import cli
+from sparse_embed.text import TextClassifier
+from sparse_embed.text.label_file import read_labelled, single
+from tests.text.test_classifier import LABELS, NEW_LABELS, NEW_TEXTS, TEXTS
+
+
+def test_reading(tmp_path):
+    path = tmp_path / "train"
+    content = "__label__a __label__b How much?\n\n  no label \nlast __label__ü\n"
+    path.write_bytes(content.encode())
+    expected = (["How much?", "no label", "last"], [["a", "b"], [], ["ü"]])
+    assert read_labelled(path) == expected
+    path.write_bytes(gzip.compress(content.encode()))
+    assert read_labelled(path) == expected
+    assert single([["a"], ["b"]]) == ["a", "b"]
+    assert single([["a"], []]) is None
+    with pytest.raises(se.ArgumentError, match="no word begins with '#'"):
+        read_labelled(path, prefix="#")
+    path.write_bytes(b"__label__a good\n__label__b \xff\n")
+    with pytest.raises(se.ArgumentError, match="line 2: expected UTF-8"):
+        read_labelled(path)
+    path.write_bytes(gzip.compress(content.encode())[:-9])
+    with pytest.raises(se.ArgumentError, match="damaged gzip"):
+        read_labelled(path)
+
+
+def write(path, texts, labels) -> str:
+    lines = [f"__label__{name} {text}\n" for text, name in zip(texts, labels, strict=True)]
+    path.write_text("".join(lines))
+    return str(path)
+
+
+def run(*arguments: str, stdin: str | None = None):
+    return CliRunner().invoke(cli, list(arguments), input=stdin)
+
+
+def test_train_and_predict(tmp_path):
+    train = write(tmp_path / "train", TEXTS, LABELS)
+    valid = write(tmp_path / "valid", NEW_TEXTS, NEW_LABELS)
+    model = str(tmp_path / "model")
+    options = ["-o", model, "--validation", valid, "--embedding-dim", "16", "--epochs", "5"]
+    done = run("train", "classifier", train, *options, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["P@1"] > 0.9
+    assert (found["texts"], found["labels"]) == (300, 2)
+
+    questions = "great fun\n\n__label__good dull and bad\n"
+    done = run("predict", model, stdin=questions)
+    assert done.exit_code == 0, done.output
+    first, _, last = done.stdout.splitlines()  # an empty line has its line too
+    assert (first, last) == ("good", "bad")
+    done = run("predict", model, "-k", "5", "--json", stdin=questions)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [len(row["labels"]) for row in rows] == [2, 2, 2]
+    with TextClassifier.load(model) as loaded:
+        chance = loaded.predict_proba(["great fun"])[0]
+    assert rows[0]["probabilities"] == sorted(chance.tolist(), reverse=True)
+    (tmp_path / "q").write_text(questions)
+    done = run("predict", model, str(tmp_path / "q"), "--probabilities")
+    assert done.stdout.splitlines()[0].startswith("good 0.")
+
+    assert run("train", "classifier", train, "-o", model).exit_code == 1  # exists already
+    nowhere = str(tmp_path / "nowhere")
+    assert run("train", "classifier", train, "-o", nowhere, "--resume").exit_code == 1
+    assert isinstance(run("predict", nowhere, stdin="a").exception, se.NotAStoreError)
+
+
+def test_resume_from_the_command_line(tmp_path):
+    train, path = write(tmp_path / "train", TEXTS, LABELS), tmp_path / "model"
+    options = {"embedding_dim": 16, "epochs": 4, "loss": "softmax", "path": path}
+
+    def stop(at):
+        if at.epoch == 3:
+            raise KeyboardInterrupt
+
+    model = TextClassifier(**options)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*read_labelled_single(train), progress=stop)
+    model.close()
+    done = run("train", "classifier", train, "-o", str(path), "--resume", "--json")
+    assert done.exit_code == 0, done.output
+    with TextClassifier.load(path) as loaded:
+        assert loaded.store.metadata["epochs_done"] == 4
+
+
+def read_labelled_single(path: str):
+    texts, labels = read_labelled(path)
+    return texts, single(labels)
