@@ -234,8 +234,11 @@ class FittedModel:
         scores = np.empty(len(users), np.float32)
         for start in range(0, len(users), _BLOCK):
             block = slice(start, start + _BLOCK)
-            queries = self._queries(self._user_vectors(users[block]))
-            scores[block] = np.einsum("nd,nd->n", queries, self._item_rows(items[block]))
+            vectors = self._user_vectors(users[block])
+            rows = self._item_rows(items[block])
+            scores[block] = np.einsum("nd,nd->n", self._queries(vectors), rows)
+            if self.has_user_bias:
+                scores[block] += vectors[:, -1]
         scores[~contains(self._side("items").known(), items)] = np.nan
         return scores
 
@@ -260,10 +263,7 @@ class FittedModel:
     def query_vectors(self, user_ids: npt.ArrayLike) -> FloatArray:
         """Users for an index over `item_vectors`: (n, D + 1), the last column 1, or (n, D)."""
         ids, _ = as_ids("user_ids", user_ids, self._side("users").number)
-        queries = self._queries(self._user_vectors(ids))
-        if self.has_user_bias:
-            queries = queries[:, :-1].copy()
-        return queries
+        return self._queries(self._user_vectors(ids))
 
     def _item_rows(self, ids: IndexArray) -> FloatArray:
         """What queries are multiplied with."""
