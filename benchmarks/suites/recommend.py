@@ -105,9 +105,8 @@ def _lists(settings: Settings, train: Any) -> Case:
     taken = train[users]
     competitors = [Competitor("sparse_embed", lambda i: model.recommend(users, taken, k=10))]
     absent: dict[str, str] = {}
-    # An item's bias is the last number of its row; a user's is 1.
-    left = np.hstack([model.users.lookup(users), np.ones((len(users), 1), np.float32)])
-    right = model.items.lookup(np.arange(train.shape[1]))
+    left = model.query_vectors(users)
+    right = model.items.lookup(np.arange(train.shape[1]))  # an item's bias comes last
     scores = left.astype(np.float64) @ right.T.astype(np.float64)
     scores[taken.nonzero()] = -np.inf
     wanted = -np.sort(-scores, axis=1)[:, :10]

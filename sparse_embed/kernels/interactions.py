@@ -17,28 +17,16 @@ from numba import prange
 
 from sparse_embed.kernels._intrinsics import at, first, prefetch_read
 from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function, serial_kernel
+from sparse_embed.kernels.draws import GOLDEN, LOW_32, U32, below, mix64
 
 CHUNK = 256  # interactions; by size, never by threads
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-MIX_A = np.uint64(0xBF58476D1CE4E5B9)
-MIX_B = np.uint64(0x94D049BB133111EB)
 NEGATIVE = np.uint64(0xD1B54A32D192ED03)  # sets the draw of negatives apart from the order
 ATTEMPTS = 32  # draws from the alias table before a uniform one, which cannot fail
 FILTER_BITS = 16  # of the filter, for each interaction: it errs once in 16
-LOW_32 = np.uint64(0xFFFFFFFF)
 U1 = np.uint64(1)
 U3 = np.uint64(3)
 U7 = np.uint64(7)
-U32 = np.uint64(32)
-
-
-@device_function
-def mix64(z):
-    """splitmix64's finaliser; every operand is uint64."""
-    z = (z ^ (z >> np.uint64(30))) * MIX_A
-    z = (z ^ (z >> np.uint64(27))) * MIX_B
-    return z ^ (z >> np.uint64(31))
 
 
 @device_function
@@ -57,12 +45,6 @@ def permute(t, n, half_bits, key):
         t = (left << half_bits) | right
         if t < n:
             return t
-
-
-@device_function
-def below(random, bound):
-    """Uniform 0..bound-1 from 64 random bits, bound < 2**32 (multiply and shift; both uint64)."""
-    return ((random >> U32) * bound + (((random & LOW_32) * bound) >> U32)) >> U32
 
 
 @device_function
@@ -120,47 +102,6 @@ def draw_alias(random, number, alias):
     other = entry & LOW_32
     keep = (mix64(random + GOLDEN) >> U32) < (entry >> U32)
     return np.int64(slot if keep else other)
-
-
-@functools.cache
-def alias_table_cpu():
-    """kernel(weights, alias): Walker's alias method, built as Vose (1991) does.
-
-    weights  (C,) f8   positive; destroyed
-    alias    (C,) u8   out: see `draw_alias`
-    """
-    digest = DIGEST
-
-    @serial_kernel
-    def kernel(weights, alias):
-        _ = digest
-        number = weights.shape[0]
-        scale = number / weights.sum()
-        waiting = np.empty(number, np.int32)  # light slots from the left, heavy from the right
-        light = 0
-        heavy = number
-        for c in range(number):
-            weights[c] *= scale
-            alias[c] = (LOW_32 << U32) | np.uint64(c)
-            if weights[c] < 1.0:
-                waiting[light] = c
-                light += 1
-            else:
-                heavy -= 1
-                waiting[heavy] = c
-        while light > 0 and heavy < number:
-            light -= 1
-            small = waiting[light]
-            big = waiting[heavy]
-            threshold = np.uint64(min(weights[small] * 4294967296.0, 4294967295.0))
-            alias[small] = (threshold << U32) | np.uint64(big)
-            weights[big] -= 1.0 - weights[small]
-            if weights[big] < 1.0:
-                heavy += 1
-                waiting[light] = big
-                light += 1
-
-    return kernel
 
 
 @functools.cache
@@ -225,7 +166,7 @@ def sample_triplets_cpu():
 
     indptr       (U+1,) i8   the users' ranges in `columns`; no user took the whole catalogue
     catalogue    (C,) i8     item numbers
-    alias        (C,) u8     see `alias_table_cpu`
+    alias        (C,) u8     see `draw_alias`
     bits, shift              see `filter_cpu`
     users        (B,) i8     out
     items        (B, 2) i8   out: taken, not taken
@@ -275,7 +216,7 @@ def sample_shared_cpu():
     """kernel(key, start, alias, negatives)
 
     key, start  uint64     the epoch's key; number of the first draw
-    alias       (C,) u8    see `alias_table_cpu`
+    alias       (C,) u8    see `draw_alias`
     negatives   (N,) i8    out: positions in the catalogue
     """
     digest = DIGEST

@@ -23,7 +23,7 @@ import numpy as np
 from numba import prange
 
 from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function
-from sparse_embed.kernels.bpr import GOLDEN, U32, below, mix64
+from sparse_embed.kernels.draws import GOLDEN, U32, below, mix64
 
 CHUNK = 128  # centres, or pairs; by size, never by threads
 ATTEMPTS = 32  # draws of a word other than o, before its neighbour in the vocabulary is taken
@@ -101,7 +101,7 @@ def skipgram_cpu():
     negative          i8           words drawn for a pair
     tokens            (n,) i8      word numbers of the batch
     firsts            (n+1,) i8    where each centre's pairs begin
-    threshold, alias  (V,)         the alias table of the vocabulary, see `bpr.alias_table_cpu`
+    threshold, alias  (V,)         the alias table of the vocabulary, see `draws.alias_table_cpu`
     targets           (P (1 + negative),) i8   out: word numbers
     """
     digest = DIGEST

@@ -11,13 +11,15 @@ Array = npt.NDArray[np.float64]
 
 
 def _unit(x: Array) -> tuple[Array, Array]:
-    length = np.sqrt((x * x).sum(axis=-1, keepdims=True))
+    length: Array = np.sqrt((x * x).sum(axis=-1, keepdims=True))
     length[length == 0] = 1
     return x / length, length
 
 
 def _through_unit(gradient: Array, unit: Array, length: Array) -> Array:
-    return (gradient - (gradient * unit).sum(axis=-1, keepdims=True) * unit) / length
+    along: Array = (gradient * unit).sum(axis=-1, keepdims=True)
+    result: Array = (gradient - along * unit) / length
+    return result
 
 
 def loss_and_slopes(

@@ -13,9 +13,9 @@ from sparse_embed._typing import IndexArray
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels._jit import guard_fork
 from sparse_embed.kernels.contrast import mark_taken_cpu
+from sparse_embed.kernels.draws import alias_table_cpu
 from sparse_embed.kernels.interactions import (
     FILTER_BITS,
-    alias_table_cpu,
     filter_cpu,
     sample_pairs_cpu,
     sample_shared_cpu,
@@ -136,8 +136,13 @@ class Sampler:
         # An item whose takers were all dropped counts as taken once.
         weights = np.maximum(popularity, 1).astype(np.float64) ** negative_power
         self.chances = weights / weights.sum()
-        self._alias = np.empty(len(weights), np.uint64)
-        alias_table_cpu()(weights, self._alias)
+        threshold, alias = np.empty(len(weights), np.uint64), np.empty(len(weights), np.int32)
+        alias_table_cpu()(weights, threshold, alias)
+        # Both in one word: one place in memory a draw.  A threshold of 2^32 keeps its column, and
+        # so does one below it, nearly always; where it does not, the other is the column itself.
+        always = threshold > 0xFFFFFFFF
+        alias[always] = np.flatnonzero(always)
+        self._alias = np.minimum(threshold, 0xFFFFFFFF) << 32 | alias.astype(np.uint64)
         logarithm = max(6, (FILTER_BITS * number - 1).bit_length())
         self._shift = np.uint64(64 - logarithm)
         self._bits = np.zeros(1 << (logarithm - 3), np.uint8)

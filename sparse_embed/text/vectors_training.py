@@ -25,7 +25,7 @@ from sparse_embed import ops
 from sparse_embed._typing import AnyArray, FloatArray, IndexArray
 from sparse_embed.kernels import skipgram as kernels
 from sparse_embed.kernels._jit import guard_fork
-from sparse_embed.kernels.bpr import alias_table_cpu
+from sparse_embed.kernels.draws import alias_table_cpu
 from sparse_embed.keys import NgramVocabulary
 from sparse_embed.table import EmbeddingTable
 
