@@ -34,6 +34,7 @@ def list_() -> None:
 @cli.command()
 @click.argument("suites", nargs=-1, type=click.Choice(SUITES), metavar="[SUITE]...")
 @click.option("--quick", is_flag=True, help="Small sizes and few rounds: the gates, for CI.")
+@click.option("--long", is_flag=True, help="Also blocks of 10,000 steps: many minutes.")
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Keep all samples here.")
 @click.option("--rounds", type=click.IntRange(1), help="Of every race, instead of each suite's.")
 @click.option(
@@ -72,21 +73,22 @@ def run(suites: tuple[str, ...], target: Path | None, threads: int | None, **ask
     }
     click.echo(report.head(data))
     for name in suites or SUITES:
-        _run(name, settings, data)
-        if target is not None:
-            harness.write(target, data)
+        _run(name, settings, data, target)
     if data["failed"]:
         raise click.ClickException(f"failed: {', '.join(data['failed'])}")
 
 
-def _run(name: str, settings: harness.Settings, data: dict[str, Any]) -> None:
+def _run(name: str, settings: harness.Settings, data: dict[str, Any], target: Path | None) -> None:
     suite = importlib.import_module(f"benchmarks.suites.{name}")
     click.echo(f"\n{name}: {suite.ABOUT}", err=True)
     cases: list[dict[str, Any]] = []
+    data["suites"][name] = cases
     begin = time.perf_counter()
     try:
         for case in suite.run(settings):
             cases.append(case.to_dict())
+            if target is not None:  # after each case: what was measured stays, whatever comes
+                harness.write(target, data)
             click.echo(f"  {time.perf_counter() - begin:6.1f} s  {case.name}", err=True)
     except harness.Disagreement as error:
         data["failed"][name] = f"results disagree, nothing was timed: {error}"
@@ -96,7 +98,8 @@ def _run(name: str, settings: harness.Settings, data: dict[str, Any]) -> None:
         click.echo(traceback.format_exc(), err=True)
     else:
         click.echo("  all results agree", err=True)
-    data["suites"][name] = cases
+    if target is not None:
+        harness.write(target, data)
     click.echo(report.suite(name, cases))
 
 

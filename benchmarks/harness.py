@@ -35,6 +35,7 @@ class Settings:
         quick: small sizes and few rounds: the gates.
         rounds: of every race; None is what the suite finds enough.
         folder: on the disk to measure; None is the temporary folder.
+        long: also what takes many minutes.
         text: a corpus (.tsv.xz, text in the third column) for what needs real words.
         num_embeddings, embedding_dim, batch_size, bag_size, alpha: of the workloads of `lookup`,
             `update` and `train_step`; None is what the suite has.
@@ -43,6 +44,7 @@ class Settings:
     quick: bool = False
     rounds: int | None = None
     folder: Path | None = None
+    long: bool = False
     text: Path | None = None
     num_embeddings: int | None = None
     embedding_dim: int | None = None

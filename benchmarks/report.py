@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import targets
+from benchmarks import field, targets
 from benchmarks.figures import markdown_table, ratio, ratio_text, time_text
 
 
@@ -89,6 +89,10 @@ def markdown(data: dict[str, Any], drawn: dict[str, list[Path]] | None = None) -
     wanted = targets.rows(data)
     if wanted:
         lines += ["## What was to be reached", "", *markdown_table(targets.HEAD, wanted), ""]
+    standing = [] if data.get("quick") else field.rows(data)
+    if standing:
+        about = (field.__doc__ or "").split("\n\n", 1)[1].strip()
+        lines += ["## The field", "", *markdown_table(field.HEAD, standing), "", about, ""]
     for name, cases in data["suites"].items():
         lines.append(suite(name, cases, copy_rate))
         for path in (drawn or {}).get(name, []):
