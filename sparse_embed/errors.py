@@ -49,3 +49,11 @@ class StoreClosedError(SparseEmbedError, ValueError):
 
 class StoreFailedError(SparseEmbedError, RuntimeError):
     """A step was interrupted; only `rollback()` and `close()` are possible."""
+
+
+class DeviceMemoryError(SparseEmbedError, MemoryError):
+    """A GPU has too little memory for what was asked; the table is as it was."""
+
+
+class DeviceError(SparseEmbedError, RuntimeError):
+    """CUDA failed; tables on that GPU are closed at their last commit."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 
-from sparse_embed import ops
+from sparse_embed import _validate, nearest, ops
 from sparse_embed._typing import FloatArray, IndexArray
-from sparse_embed.batch import Batch
+from sparse_embed.batch import Batch, make_batch
 from sparse_embed.errors import ArgumentError, CorruptStoreError, UnsupportedVersionError
 from sparse_embed.initializers import Initializer, initializer_from_dict
 from sparse_embed.optim import Optimizer, optimizer_from_dict
@@ -56,6 +58,27 @@ class Execution:
     def table(self) -> TableCore:
         """The table's place in storage (a reader's `refresh` replaces it)."""
         return self._core.tables[self._name]
+
+    # ---- arguments and results, which `cuda.execution` has on a GPU ------------------------------
+
+    def on_stream(self, stream: int | None) -> AbstractContextManager[None]:
+        """Raises ArgumentError: only a GPU has streams."""
+        if stream is not None:
+            raise ArgumentError("stream: only tables on a GPU take one; this one is on the CPU")
+        return nullcontext()
+
+    def make_batch(self, *arguments: Any) -> Any:
+        """The checked batch of a call; arguments as in `batch.make_batch`, from indices on."""
+        return make_batch(self.table.entry.num_embeddings, *arguments)
+
+    def as_grad(self, grad: object, batch: Any, check_finite: bool) -> Any:
+        """(B, D) the checked gradient of a batch's result."""
+        checked = _validate.as_grad(grad, (*batch.lead, self.dim), check_finite=check_finite)
+        return checked.reshape(batch.num_bags, self.dim)
+
+    def result(self, array: Any, shape: tuple[int, ...], batch: Any) -> Any:
+        """An operation's result as the user gets it."""
+        return array.reshape(shape)
 
     # ---- records --------------------------------------------------------------------------------
 
@@ -121,6 +144,25 @@ class Execution:
         records, slots = self._reach(batch) or self._reach_copies(batch)
         bag_ids = coefficients(batch).bag_ids
         return ops.dots(records, slots, batch.indices, grad, bag_ids, batch.padding)
+
+    def weights_grad(self, batch: Any, grad: Any) -> Any:
+        """(L,) the gradient of the weights of a batch."""
+        dots = self.dots(batch, grad)
+        return ops.weights_grad(
+            dots, batch.indices, batch.offsets, batch.weights, str(batch.mode), batch.padding
+        )
+
+    def backward(self, batch: Any, grad: Any) -> tuple[IndexArray, FloatArray]:
+        """The merged gradient: sorted row numbers (U,) and values (U, D)."""
+        argmax = self.argmax(batch)
+        merged = ops.merge(batch.indices, batch.padding)
+        return merged.indices, ops.backward(merged, coefficients(batch), grad, argmax)
+
+    def nearest(
+        self, queries: FloatArray, k: int, metric: str, rows: IndexArray | range
+    ) -> tuple[IndexArray, FloatArray]:
+        """The best rows of each query; see `nearest.search`."""
+        return nearest.search(queries, k, metric, rows, self.weights_of)
 
     def weights_of(self, rows: IndexArray) -> FloatArray:
         """(n, D) weights of rows, without bringing them into the cache."""
@@ -205,7 +247,8 @@ class Execution:
         layout = self.table.rows.layout
         with self._core.step():
             for u0, u1, slots in self._ranges(rows):
-                data = self.table.rows.resident.records[slots]
+                data = np.empty((u1 - u0, layout.lanes), np.float32)
+                self.table.rows.resident.gather(slots, data)
                 virgin = data.view(np.uint32)[:, 0] == 0
                 data[:, : self.dim] = weights[u0:u1]
                 for field in self.state_fields:

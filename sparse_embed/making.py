@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from sparse_embed import _validate
-from sparse_embed.errors import ArgumentError, MissingExtraError
+from sparse_embed.device import DeviceMemory, device_memory, parse_device
+from sparse_embed.errors import ArgumentError
 from sparse_embed.initializers import Initializer, Uniform
 from sparse_embed.optim import Optimizer
 from sparse_embed.storage import opening
@@ -61,13 +62,15 @@ def make_entry(
     return entry
 
 
-def check_device(device: object) -> None:
-    """Only "cpu" so far."""
-    if device == "cpu":
-        return
-    if isinstance(device, str) and device.split(":")[0] == "cuda":
-        raise MissingExtraError('device: "cuda" is not supported by this version; use device="cpu"')
-    raise ArgumentError(f'device: expected "cpu", got {device!r}')
+def check_device(device: object) -> DeviceMemory | None:
+    """The GPU that is meant, None for the CPU.
+
+    Raises:
+        ArgumentError: not a device's name, or there are fewer GPUs.
+        MissingExtraError: "cuda" without its package or driver.
+    """
+    index = parse_device(device)
+    return None if index is None else device_memory(index)
 
 
 def check_cache(cache_bytes: object) -> int | None:
@@ -116,6 +119,7 @@ def open_core(
     mode: str,
     at_commit: int | None,
     cache: int | Mapping[str, int | None] | None,
+    memory: DeviceMemory | None = None,
 ) -> StoreCore:
     """An existing store with its tables."""
     if mode not in ("r", "r+"):
@@ -124,7 +128,7 @@ def open_core(
         at_commit = _validate.as_integer("at_commit", at_commit)
     core = opening.open_store(check_path(path), mode, at_commit)
     try:
-        core.attach_tables(cache)
+        core.attach_tables(cache, memory)
     except BaseException:
         core.release()
         raise

@@ -16,6 +16,7 @@ from sparse_embed.errors import ArgumentError
 from sparse_embed.initializers import Initializer
 from sparse_embed.making import (
     check_cache,
+    check_device,
     check_table_name,
     create_core,
     make_entry,
@@ -99,15 +100,17 @@ class Store:
         *,
         at_commit: int | None = None,
         cache_bytes: int | Mapping[str, int] | None = None,
+        device: str = "cpu",
     ) -> Store:
-        """Open a store; `cache_bytes` may be a dict by table.  See EmbeddingTable.open."""
+        """Open a store; `cache_bytes` may be a dict by table, `device` is all tables'.  See
+        EmbeddingTable.open."""
         if isinstance(cache_bytes, Mapping):
             cache: int | Mapping[str, int | None] | None = {
                 name: check_cache(size) for name, size in cache_bytes.items()
             }
         else:
             cache = check_cache(cache_bytes)
-        core = open_core(path, mode, at_commit, cache)
+        core = open_core(path, mode, at_commit, cache, check_device(device))
         try:
             return cls(core)
         except BaseException:
@@ -133,7 +136,8 @@ class Store:
             raise ArgumentError(f"name: the store already has a table {name!r}")
         entry = make_entry(num_embeddings, embedding_dim, dtype, init, optimizer, seed, device)
         lr = optimizer.lr if optimizer is not None else 0.0
-        self._core.add_table(name, entry, lr, check_cache(cache_bytes))
+        memory = check_device(device)
+        self._core.add_table(name, entry, lr, check_cache(cache_bytes), memory)
         self._tables[name] = EmbeddingTable(self._core, name)
         return self._tables[name]
 

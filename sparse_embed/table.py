@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sparse_embed import _validate, export, nearest, ops
+from sparse_embed import _validate, export
 from sparse_embed._typing import FloatArray, IndexArray
-from sparse_embed.batch import Batch, make_batch
 from sparse_embed.commit import Commit
 from sparse_embed.errors import ArgumentError, StoreError
-from sparse_embed.execution import Execution, coefficients
+from sparse_embed.executing import make_execution
 from sparse_embed.initializers import Initializer
 from sparse_embed.making import (
     check_cache,
@@ -49,7 +48,7 @@ class EmbeddingTable:
         """Used by create, open and Store; not public."""
         self._core = core
         self._name = name
-        self._run = Execution(core, name)
+        self._run = make_execution(core, name)
 
     # ---- making and opening ---------------------------------------------------------------------
 
@@ -84,20 +83,25 @@ class EmbeddingTable:
             seed: of `init`.
             cache_bytes: memory for resident rows; None shares half of the machine's (or control
                 group's) memory with all other such tables.
-            device: "cpu".
+            device: "cpu", "cuda" or "cuda:N": where resident rows are, and the work is done.  Of a
+                GPU's memory `cache_bytes` says how much; None takes four fifths of what is free.
+                Files are the same.  Indices and gradients may then be arrays of that GPU, and
+                results are where the indices were.
             metadata: a dict of JSON values, committed with the table.
             overwrite: remove a store that is at `path`; other files are never removed.
 
         Raises:
             ArgumentError: an argument does not fit.
+            MissingExtraError: "cuda" without its package or a driver.
+            DeviceMemoryError: the GPU's memory is too small for that.
             StoreError: something is at `path`, or the disk or file system refuses.
         """
         entry = make_entry(num_embeddings, embedding_dim, dtype, init, optimizer, seed, device)
-        cache = check_cache(cache_bytes)
+        cache, memory = check_cache(cache_bytes), check_device(device)
         core = create_core(path, metadata, overwrite)
         try:
             lr = optimizer.lr if optimizer is not None else 0.0
-            core.add_table(_ONE_TABLE, entry, lr, cache)
+            core.add_table(_ONE_TABLE, entry, lr, cache, memory)
         except BaseException:
             if core.path is not None:
                 opening.destroy(core)
@@ -126,8 +130,8 @@ class EmbeddingTable:
         Raises:
             NotAStoreError, UnsupportedVersionError, CorruptStoreError, LockedError, ReadOnlyError.
         """
-        check_device(device)
-        core = open_core(path, mode, at_commit, check_cache(cache_bytes))
+        memory = check_device(device)
+        core = open_core(path, mode, at_commit, check_cache(cache_bytes), memory)
         if len(core.tables) != 1:
             names = ", ".join(sorted(core.tables)) or "none"
             core.close(checkpoint_first=False)
@@ -232,6 +236,7 @@ class EmbeddingTable:
         per_sample_weights: object = None,
         padding_idx: int | None = None,
         include_last_offset: bool = True,
+        stream: int | None = None,
     ) -> FloatArray:
         """Rows, or bags of rows pooled.
 
@@ -255,6 +260,8 @@ class EmbeddingTable:
             padding_idx: positions with this value (any integer) give zeros unpooled and are left
                 out of bags.
             include_last_offset: False takes torch's (B,) offsets, without the last one.
+            stream: of a table on a GPU: the CUDA stream to work on, as an integer handle (torch's
+                `cuda_stream`, CuPy's `ptr`); None is the default stream.
 
         Raises:
             ArgumentError, IndexRangeError: the argument is named; nothing has changed.
@@ -262,31 +269,13 @@ class EmbeddingTable:
         Source: torch.nn.EmbeddingBag (sum, mean, max), tf.nn.embedding_lookup_sparse (weighted
         mean, sqrtn).
         """
-        batch = self._batch(
-            indices, offsets, mode, per_sample_weights, padding_idx, include_last_offset
-        )
-        with self._core.using(write=False):
+        with self._core.using(write=False), self._run.on_stream(stream):
+            batch = self._run.make_batch(
+                indices, offsets, mode, per_sample_weights, padding_idx, include_last_offset
+            )
             result = self._run.lookup(batch)
-        return result.reshape(*batch.lead, self.embedding_dim)
-
-    def _batch(
-        self,
-        indices: object,
-        offsets: object,
-        mode: object,
-        per_sample_weights: object,
-        padding_idx: object,
-        include_last_offset: bool,
-    ) -> Batch:
-        return make_batch(
-            self.num_embeddings,
-            indices,
-            offsets,
-            mode,
-            per_sample_weights,
-            padding_idx,
-            include_last_offset,
-        )
+            found: FloatArray = self._run.result(result, (*batch.lead, self.embedding_dim), batch)
+        return found
 
     def state(self, indices: object) -> dict[str, FloatArray]:
         """The optimizer's state of some rows, as it lies in their records.
@@ -343,7 +332,7 @@ class EmbeddingTable:
         metric = _validate.as_metric(metric)
         chosen = self._choose(rows)
         with self._core.using(write=False):
-            indices, scores = nearest.search(matrix, count, metric, chosen, self._run.weights_of)
+            indices, scores = self._run.nearest(matrix, count, metric, chosen)
         return (indices[0], scores[0]) if single else (indices, scores)
 
     def _choose(self, rows: object) -> IndexArray | range:
@@ -369,6 +358,7 @@ class EmbeddingTable:
         padding_idx: int | None = None,
         include_last_offset: bool = True,
         check_finite: bool = False,
+        stream: int | None = None,
     ) -> None:
         """One optimizer step from the gradient of a lookup's result; `step` rises by one.
 
@@ -387,11 +377,11 @@ class EmbeddingTable:
                 changed already the store is failed: `rollback()`.
         """
         optimizer = self._need_optimizer()
-        batch = self._batch(
-            indices, offsets, mode, per_sample_weights, padding_idx, include_last_offset
-        )
-        upstream = self._grad(grad, batch, check_finite)
-        with self._core.using(write=True):
+        with self._core.using(write=True), self._run.on_stream(stream):
+            batch = self._run.make_batch(
+                indices, offsets, mode, per_sample_weights, padding_idx, include_last_offset
+            )
+            upstream = self._run.as_grad(grad, batch, check_finite)
             self._run.update(batch, upstream, optimizer)
 
     def backward(
@@ -405,22 +395,20 @@ class EmbeddingTable:
         padding_idx: int | None = None,
         include_last_offset: bool = True,
         check_finite: bool = False,
+        stream: int | None = None,
     ) -> SparseGrad:
         """The gradient of the rows, merged: nothing is changed.  Arguments as in `update`.
 
         Returns:
             SparseGrad with .indices (U,) sorted and .values (U, D); a row's positions are added
-            from left to right in blocks of 256, then the blocks.
+            from left to right in blocks of 256, then the blocks.  NumPy arrays on every device.
         """
-        batch = self._batch(
-            indices, offsets, mode, per_sample_weights, padding_idx, include_last_offset
-        )
-        upstream = self._grad(grad, batch, check_finite)
-        with self._core.using(write=False):
-            argmax = self._run.argmax(batch)
-        merged = ops.merge(batch.indices, batch.padding)
-        values = ops.backward(merged, coefficients(batch), upstream, argmax)
-        return SparseGrad.owning(merged.indices, values, self.num_embeddings)
+        with self._core.using(write=False), self._run.on_stream(stream):
+            batch = self._run.make_batch(
+                indices, offsets, mode, per_sample_weights, padding_idx, include_last_offset
+            )
+            rows, values = self._run.backward(batch, self._run.as_grad(grad, batch, check_finite))
+        return SparseGrad.owning(rows, values, self.num_embeddings)
 
     def apply(self, grad: SparseGrad) -> None:
         """One optimizer step with a merged gradient; `step` rises by one.
@@ -454,6 +442,7 @@ class EmbeddingTable:
         padding_idx: int | None = None,
         include_last_offset: bool = True,
         check_finite: bool = False,
+        stream: int | None = None,
     ) -> FloatArray:
         """Gradient of the weights of a lookup, of the shape of `indices`; call it before `update`.
 
@@ -463,23 +452,21 @@ class EmbeddingTable:
 
         where y is the bag's result and r the root of its squared weights; 0 at padded positions.
         """
-        batch = self._batch(
-            indices,
-            offsets,
-            "sum" if mode is None else mode,
-            per_sample_weights,
-            padding_idx,
-            include_last_offset,
-        )
-        if batch.mode == "max":
-            raise ArgumentError('mode: "max" takes no per_sample_weights')
-        upstream = self._grad(grad, batch, check_finite)
-        with self._core.using(write=False):
-            dots = self._run.dots(batch, upstream)
-        result = ops.weights_grad(
-            dots, batch.indices, batch.offsets, batch.weights, str(batch.mode), batch.padding
-        )
-        return result.reshape(np.asarray(indices).shape)
+        with self._core.using(write=False), self._run.on_stream(stream):
+            batch = self._run.make_batch(
+                indices,
+                offsets,
+                "sum" if mode is None else mode,
+                per_sample_weights,
+                padding_idx,
+                include_last_offset,
+            )
+            if batch.mode == "max":
+                raise ArgumentError('mode: "max" takes no per_sample_weights')
+            result = self._run.weights_grad(batch, self._run.as_grad(grad, batch, check_finite))
+            shape: Any = indices.shape if hasattr(indices, "shape") else np.shape(indices)  # type: ignore[call-overload]
+            found: FloatArray = self._run.result(result, tuple(shape), batch)
+        return found
 
     def _need_optimizer(self) -> Optimizer:
         optimizer = self._run.optimizer
@@ -489,11 +476,6 @@ class EmbeddingTable:
                 "use assign(), or create it with an optimizer"
             )
         return optimizer
-
-    def _grad(self, grad: object, batch: Batch, check_finite: bool) -> FloatArray:
-        shape = (*batch.lead, self.embedding_dim)
-        checked = _validate.as_grad(grad, shape, check_finite=check_finite)
-        return checked.reshape(batch.num_bags, self.embedding_dim)
 
     # ---- setting rows ---------------------------------------------------------------------------
 

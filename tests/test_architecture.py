@@ -19,11 +19,15 @@ PACKAGE = Path(se.__file__).parent
 LAYERS = [
     {"errors", "_typing"},
     {"kernels"},
+    {"device", "device_scan"},
     {"_validate", "initializers", "optim", "reference", "reference_hashes", "reference_layers"},
     {"ops", "keys"},
     {"ops_many"},
     {"sparse_grad", "storage", "batch", "commit"},
-    {"execution", "making", "table", "store", "bag", "layers", "export", "nearest"},
+    {
+        "execution", "executing", "cuda", "making", "table", "store", "bag", "layers", "export",
+        "nearest",
+    },
     {"collection", "collection_batch", "collection_run"},
     {"recommend", "text", "torch", "demo"},
     {"__init__"},
@@ -34,7 +38,10 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # Who calls kernels besides ops: hashing has its own, storage moves records, indices are checked by
 # one, and recommenders have objectives of their own.  Others may only ask about threads.
-DOORS = {"ops", "ops_many", "layers", "keys", "storage", "_validate", "recommend", "text"}
+DOORS = {
+    "ops", "ops_many", "layers", "keys", "storage", "_validate", "recommend", "text",
+    "cuda", "device", "device_scan",
+}  # fmt: skip
 
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

@@ -52,10 +52,11 @@ def cold_function(function):
 def _source_digest() -> int:
     """A 63-bit digest of the sources of this folder (about 0.5 ms)."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(glob.glob(os.path.join(os.path.dirname(__file__), "*.py"))):
+    folder = os.path.dirname(__file__)
+    for path in sorted(glob.glob(os.path.join(folder, "**", "*.py"), recursive=True)):
         with open(path, "rb") as file:
             source = file.read()
-        digest.update(f"{os.path.basename(path)}:{len(source)}:".encode())
+        digest.update(f"{os.path.relpath(path, folder)}:{len(source)}:".encode())
         digest.update(source)
     return int.from_bytes(digest.digest(), "little") >> 1
 

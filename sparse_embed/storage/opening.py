@@ -212,7 +212,7 @@ def refresh(core: StoreCore) -> int:
             )
         core.release()  # first, so that the new tables find the budget that the old ones leave
         try:
-            fresh.attach_tables(core.cache)
+            fresh.attach_tables(core.cache, core.memory)
         except BaseException:
             fresh.release()
             raise

@@ -128,9 +128,13 @@ class Slots:
     def gather(self, slots: Int64, out: Floats) -> None:
         kernels.gather_records_cpu()(self.records, slots, out)
 
+    def scatter(self, slots: Int64, data: Floats) -> None:
+        """Write records, say nothing of it in their flags."""
+        kernels.scatter_records_cpu()(self.records, slots, data)
+
     def put(self, slots: Int64, data: Floats) -> None:
         """Change records; they belong to the next commit."""
-        kernels.scatter_records_cpu()(self.records, slots, data)
+        self.scatter(slots, data)
         kernels.change_flags_cpu()(self.flags, slots, _NONE, DIRTY)
 
     def mark_written(self) -> None:
@@ -200,7 +204,7 @@ class IdentitySlots(Slots):
                 part = stored[begin : begin + self._chunk]
                 data = np.empty((part.size, self._layout.lanes), np.float32)
                 self._fetch(part, data)
-                kernels.scatter_records_cpu()(self.records, part, data)
+                self.scatter(part, data)
         except BaseException:
             kernels.clear_bits_cpu()(present, missing)
             self.busy = False
@@ -212,7 +216,7 @@ class IdentitySlots(Slots):
 
     def adopt(self, rows: Int64, data: Floats, flags: Bytes) -> None:
         """Take over records from another layout, with what their flags say of commits."""
-        kernels.scatter_records_cpu()(self.records, rows, data)
+        self.scatter(rows, data)
         self.flags[rows] = flags & UNSAVED
         if self._present is not None:
             kernels.collect_missing_cpu()(self._present, rows, np.empty_like(rows))
@@ -257,8 +261,21 @@ class IndexedSlots(Slots):
         self._draw_at_least(min(_SMALLEST, self._most))
         self._allocate()
 
-    def _allocate(self) -> None:
+    def _allocate_records(self) -> None:
         self._memory, self.records = anonymous(self._most, self._layout.lanes)
+
+    def _free_records(self, keep: int) -> None:
+        """Slots from `keep` on are not used for now."""
+        start = -(-keep * self._layout.record_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED") and start < len(self._memory):
+            self._memory.madvise(mmap.MADV_DONTNEED, start)
+
+    def _release_records(self) -> None:
+        self.records = np.empty((0, self._layout.lanes), np.float32)
+        del self._memory
+
+    def _allocate(self) -> None:
+        self._allocate_records()
         self.flags = np.zeros(self._most, np.uint8)
         self._row = np.zeros(self._most, np.int64)
         self._free = np.zeros(self._most, np.int64)
@@ -337,7 +354,7 @@ class IndexedSlots(Slots):
             part = slice(begin, begin + self._chunk)
             data = np.empty((rows[part].size, self._layout.lanes), np.float32)
             origin[part] = self._fetch(rows[part], data)
-            kernels.scatter_records_cpu()(self.records, slots[part], data)
+            self.scatter(slots[part], data)
         spilled = origin >= 0
         flags = np.full(rows.size, USED | REFERENCED, np.uint8)
         flags[spilled] |= self._scratch.flags(origin[spilled])
@@ -419,9 +436,7 @@ class IndexedSlots(Slots):
         self._budget.give((self._drawn - keep) * self._slot_bytes)
         self._drawn = keep
         self.busy = False
-        start = -(-keep * self._layout.record_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        if hasattr(mmap, "MADV_DONTNEED") and start < len(self._memory):
-            self._memory.madvise(mmap.MADV_DONTNEED, start)
+        self._free_records(keep)
 
     def settle(self, durable: bool) -> None:
         super().settle(durable)
@@ -440,11 +455,10 @@ class IndexedSlots(Slots):
         self._index.release()
         self._budget.give(self._drawn * self._slot_bytes)
         self._drawn = 0
-        self.records = np.empty((0, self._layout.lanes), np.float32)
+        self._release_records()
         self.flags = np.empty(0, np.uint8)
         self._row = np.empty(0, np.int64)
         self._free = np.empty(0, np.int64)
-        del self._memory
 
 
 __all__ = ["DIRTY", "INFLIGHT", "IdentitySlots", "IndexedSlots", "Slots"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_embed.device import DeviceMemory
 from sparse_embed.errors import CorruptStoreError
 from sparse_embed.kernels.records import UNSAVED
 from sparse_embed.kernels.rowio import read_cpu
@@ -59,15 +60,26 @@ class RowStore:
         folder: Path | None,
         cache_bytes: int | None,
         new: bool,
+        memory: DeviceMemory | None = None,
     ) -> None:
+        """`memory`: of the GPU that resident rows are on; `cache_bytes` is then of its memory."""
         self.layout = layout
         self.file = file
         self._journal = journal
-        self.budget = process_budget() if cache_bytes is None else Budget(cache_bytes)
+        own = cache_bytes if memory is None else None  # what is not resident is in host memory
+        self.budget = process_budget() if own is None else Budget(own)
         self.committed = RowMap(self.budget)
         self._scratch = Scratch(folder, layout.record_bytes, self.budget)
         self._chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
         self.resident: Slots
+        self.memory = memory
+        if memory is not None:
+            from sparse_embed.storage.device_resident import device_slots
+
+            self.resident = device_slots(
+                layout, self._fetch, self._stored, new, self._scratch, cache_bytes, memory
+            )
+            return
         needed = IdentitySlots.bytes_needed(layout)
         if needed <= _SMALL and self.budget.draw(needed):
             self.resident = self._identity(new)
@@ -84,7 +96,7 @@ class RowStore:
         Not from the start: memory with huge pages costs what the table is large, not what is used.
         """
         compact = self.resident
-        if not isinstance(compact, IndexedSlots):
+        if self.memory is not None or not isinstance(compact, IndexedSlots):
             return
         if compact.count < self.layout.num_embeddings * _DENSE or self._scratch.count:
             return
@@ -272,7 +284,7 @@ class RowStore:
     def info(self) -> dict[str, object]:
         resident = self.resident
         return {
-            "resident": "identity" if isinstance(resident, IdentitySlots) else "indexed",
+            "resident": "indexed" if isinstance(resident, IndexedSlots) else "identity",
             "resident_capacity": resident.capacity,
             "cache_bytes": self.budget.total,
             "changed_rows": int(resident.flagged().size) + int(self._scratch.dirty()[0].size),

@@ -26,9 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_embed.device import DeviceMemory
 from sparse_embed.errors import (
     ArgumentError,
     CorruptStoreError,
+    DeviceError,
     ReadOnlyError,
     StoreClosedError,
     StoreError,
@@ -94,12 +96,23 @@ class StoreCore:
         self.lock_fd = -1
         self.opened_by = os.getpid()
         self.cache: int | Mapping[str, int | None] | None = None
+        self.memory: DeviceMemory | None = None
         _LIVE.add(self)
 
     # ---- tables ---------------------------------------------------------------------------------
 
-    def add_table(self, name: str, entry: TableEntry, lr: float, cache: int | None) -> TableCore:
-        """A new table.  It is there at once, whatever becomes of the next commit."""
+    def add_table(
+        self,
+        name: str,
+        entry: TableEntry,
+        lr: float,
+        cache: int | None,
+        memory: DeviceMemory | None = None,
+    ) -> TableCore:
+        """A new table.  It is there at once, whatever becomes of the next commit.
+
+        `memory`: of the GPU that its resident rows lie on, of which `cache` then speaks.
+        """
         layout = entry.layout()
         file = None
         with self.using(write=True):
@@ -124,19 +137,23 @@ class StoreCore:
                 self.manifest = new
                 if name not in self.committed.tables:
                     self.committed.tables[name] = (0, lr)
-            rows = RowStore(layout, file, self.journal, self.path, cache, new=True)
+            rows = RowStore(layout, file, self.journal, self.path, cache, True, memory)
             self.tables[name] = TableCore(entry, rows, 0, lr)
             return self.tables[name]
 
-    def attach_tables(self, cache: int | Mapping[str, int | None] | None) -> None:
+    def attach_tables(
+        self,
+        cache: int | Mapping[str, int | None] | None,
+        memory: DeviceMemory | None = None,
+    ) -> None:
         """After `open`: one RowStore a table, and the journal's rows noted in it."""
         assert self.directory is not None and self.journal is not None
-        self.cache = cache
+        self.cache, self.memory = cache, memory
         for name, entry in self.manifest.tables.items():
             layout = entry.layout()
             file = DataFile.open(self.directory, file_name(name), layout, self.mode == "r+")
             size = cache.get(name) if isinstance(cache, Mapping) else cache
-            rows = RowStore(layout, file, self.journal, self.path, size, new=False)
+            rows = RowStore(layout, file, self.journal, self.path, size, False, memory)
             self.tables[name] = TableCore(entry, rows)
         for frame in self.frames:
             for name, section in frame.meta.tables.items():
@@ -183,7 +200,22 @@ class StoreCore:
                     core.rows.prepare()
             if write and self.read_only is not None:
                 raise ReadOnlyError(errno.EROFS, f"the store cannot be changed: {self.read_only}")
-            yield
+            try:
+                yield
+            except DeviceError as error:
+                self._lose_device(error)
+                raise
+
+    def _lose_device(self, error: DeviceError) -> None:
+        """The memory that held the rows is gone: nothing but the last commit is left."""
+        with suppress(Exception):
+            self.finish_flight(wait=True)
+        with suppress(Exception):
+            self.release()
+        self.closed = (
+            f"the store was closed at commit {self.settled_commit}, because a GPU failed ({error});"
+            " start a new process and open it again"
+        )
 
     @contextmanager
     def step(self) -> Iterator[None]:

@@ -1,0 +1,1 @@
+"""Tables on NVIDIA GPUs: the operations, batches and results of device="cuda"."""

@@ -1,0 +1,486 @@
+"""The operations of `ops` on a GPU: the same names, arguments and bits, on device arrays.
+
+`DeviceOps(memory)` has a method for each; `reference` is the specification of these too.  Arguments
+are trusted: index arrays are int64, everything else float32, C-contiguous, on the device, rows of a
+multiple of 4 columns at 16-byte boundaries.
+
+Merged batches and coefficients lie in buffers that are kept: each is valid until the next `merge`
+or `bag_coefficients` of the same device.  Results that are handed out have memory of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparse_embed import ops
+from sparse_embed._typing import METRICS, MODES
+from sparse_embed.device import DeviceMemory
+from sparse_embed.device_scan import launch_tiles, prefix_sums
+from sparse_embed.initializers import Initializer
+from sparse_embed.kernels.cuda import _shim
+from sparse_embed.kernels.cuda import backward as _backward
+from sparse_embed.kernels.cuda import batches as _batches
+from sparse_embed.kernels.cuda import dots as _dots
+from sparse_embed.kernels.cuda import lookup as _lookup
+from sparse_embed.kernels.cuda import merge as _merge
+from sparse_embed.kernels.cuda import records as _records
+from sparse_embed.kernels.cuda import topk as _topk
+from sparse_embed.kernels.cuda import update as _update
+from sparse_embed.kernels.cuda._rows import row_shape
+from sparse_embed.kernels.plan import BLOCK
+from sparse_embed.optim import Optimizer
+
+__all__ = ["Coefficients", "DeviceOps", "Merged", "Records", "Survey"]
+
+_SCRATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Records:
+    """As `ops.Records`, on the device; `words` are the records' bits."""
+
+    records: Any
+    flags: Any
+    dim: int
+    init: Initializer
+    seed: int
+
+    @property
+    def words(self) -> Any:
+        return self.records.view(np.uint32)
+
+    @property
+    def init_args(self) -> tuple[np.uint64, int, np.float32]:
+        """seed, init_kind, init_param as kernels take them."""
+        return np.uint64(self.seed), self.init.kind, np.float32(self.init.param)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """As `ops.Merged`, on the device."""
+
+    indices: Any
+    starts: Any
+    positions: Any
+
+    def __len__(self) -> int:
+        return int(self.indices.shape[0])
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """As `ops.Coefficients`, on the device."""
+
+    bag_ids: Any
+    weights: Any
+    scale: Any
+
+
+class Survey(NamedTuple):
+    """What one pass over a batch tells: indices out of range, the largest index in range (-1: none
+    is), padded positions, falling offsets, the first and the last offset."""
+
+    outside: int
+    largest: int
+    padded: int
+    falls: int
+    first: int
+    last: int
+
+
+class DeviceOps:
+    """The operations on one GPU."""
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self.memory = memory
+        self._one = memory.upload(np.ones(1, np.float32))
+        self._zero = memory.upload(np.zeros(1, np.int64))
+        self._no_argmax = memory.upload(np.zeros((1, 1), np.int64))
+
+    # ---- launches -------------------------------------------------------------------------------
+
+    def _rows(self, kernel: Any, dim: int, rows: int, *args: Any) -> None:
+        """Start a kernel in which a group of lanes takes a row."""
+        if rows > 0:
+            shape = row_shape(dim)
+            self.memory.launch(kernel, shape.blocks(rows), shape.threads, *args)
+
+    def _or_one(self, weights: Any) -> tuple[Any, int]:
+        return (self._one, 0) if weights is None else (weights, 1)
+
+    # ---- lookup ---------------------------------------------------------------------------------
+
+    def initialize(self, init: Initializer, seed: int, rows: Any, dim: int) -> Any:
+        """First weights of these rows: (n, D)."""
+        out = self.memory.empty((rows.shape[0], dim), np.float32)
+        args = (np.uint64(seed), init.kind, np.float32(init.param))
+        self.memory.each(_lookup.initialize_cuda(dim), rows.shape[0] * dim, rows, *args, out)
+        return out
+
+    def lookup(self, rec: Records, slots: Any, indices: Any, padding_idx: int) -> Any:
+        """Rows, unpooled: (L, D); zeros at padded positions."""
+        length = indices.shape[0]
+        out = self.memory.empty((length, rec.dim), np.float32, "looked up rows")
+        self._rows(
+            _lookup.gather_cuda(rec.dim), rec.dim, length,
+            rec.records, rec.words, slots, indices, padding_idx, *rec.init_args, out,
+        )  # fmt: skip
+        return out
+
+    def lookup_bags(
+        self,
+        rec: Records,
+        slots: Any,
+        indices: Any,
+        offsets: Any,
+        per_sample_weights: Any,
+        mode: str,
+        padding_idx: int,
+    ) -> Any:
+        """Rows, pooled in bags: (B, D)."""
+        bags = offsets.shape[0] - 1
+        out = self.memory.empty((bags, rec.dim), np.float32, "pooled rows")
+        self._rows(
+            _lookup.pool_cuda(rec.dim), rec.dim, bags,
+            rec.records, rec.words, slots, indices, offsets, *self._or_one(per_sample_weights),
+            MODES.index(mode), padding_idx, *rec.init_args, out,
+        )  # fmt: skip
+        return out
+
+    def max_positions(
+        self, rec: Records, slots: Any, indices: Any, offsets: Any, padding_idx: int
+    ) -> Any:
+        """(B, D) int64: the first position of the largest value, -1 in an empty bag."""
+        bags = offsets.shape[0] - 1
+        out = self.memory.empty((bags, rec.dim), np.int64, "positions of maxima")
+        self.memory.each(
+            _lookup.max_positions_cuda(rec.dim), bags * rec.dim,
+            rec.records, rec.words, slots, indices, offsets, padding_idx, *rec.init_args, out,
+        )  # fmt: skip
+        return out
+
+    # ---- merge ----------------------------------------------------------------------------------
+
+    def survey(
+        self, indices: Any, num_embeddings: int, padding_idx: int | None, offsets: Any = None
+    ) -> Survey:
+        """Range check and counts of a batch, in one pass and one small copy."""
+        found = self.memory.upload(np.array([0, -1, 0, 0, 0, 0], np.int64))
+        if offsets is None:
+            offsets = self._zero
+        self.memory.each(
+            _batches.survey_cuda(), max(indices.shape[0], offsets.shape[0]), indices,
+            num_embeddings, 0 if padding_idx is None else padding_idx, padding_idx is not None,
+            offsets, found,
+        )  # fmt: skip
+        return Survey(*map(int, self.memory.download(found)))
+
+    def merge(self, indices: Any, padding_idx: int, survey: Survey | None = None) -> Merged:
+        """Sort a batch by row, stably, without its padding.
+
+        `survey`: what is known of the indices already.
+        """
+        length = int(indices.shape[0])
+        if survey is None:
+            survey = self.survey(indices, 2**63 - 1, padding_idx)
+        kept = length - survey.padded
+        if kept == 0:
+            empty = self.memory.empty(0, np.int64)
+            return Merged(empty, self._zero, empty)
+        # One bit more than the keys need where there is padding: its key is all ones.
+        key_bits = max(1, int(survey.largest).bit_length()) + (survey.padded > 0)
+        position_bits = max(1, (length - 1).bit_length())
+        if key_bits + position_bits > 64:
+            return self._merge_on_host(indices, padding_idx)
+        words = self._sorted_words(indices, padding_idx, key_bits, position_bits)
+        words = words[:kept] if kept < length else words
+        return self._segments(words, position_bits)
+
+    def _merge_on_host(self, indices: Any, padding_idx: int) -> Merged:
+        """Row numbers of a table so large that key and position do not fit in 64 bits."""
+        merged = ops.merge(self.memory.download(indices), padding_idx)
+        upload = self.memory.upload
+        return Merged(upload(merged.indices), upload(merged.starts), upload(merged.positions))
+
+    def _sorted_words(
+        self, indices: Any, padding_idx: int, key_bits: int, position_bits: int
+    ) -> Any:
+        length = int(indices.shape[0])
+        source = self.memory.work("words", length, np.uint64)
+        target = self.memory.work("more words", length, np.uint64)
+        counts = self.memory.work("counts", _merge.DIGITS * _merge.num_tiles(length), np.int64)
+        self.memory.each(
+            _merge.make_words_cuda(), length, indices, padding_idx, position_bits, source
+        )
+        for shift in range(position_bits, position_bits + key_bits, _merge.DIGIT_BITS):
+            launch_tiles(self.memory, _merge.count_digits_cuda(), length, source, shift, counts)
+            prefix_sums(self.memory, counts)
+            launch_tiles(
+                self.memory, _merge.scatter_digits_cuda(), length, source, shift, counts, target
+            )
+            source, target = target, source
+        return source
+
+    def _segments(self, words: Any, position_bits: int) -> Merged:
+        length = int(words.shape[0])
+        heads = self.memory.work("counts", _merge.num_tiles(length), np.int64)
+        positions = self.memory.work("positions", length, np.int64)
+        unique = self.memory.work("unique", length, np.int64)
+        starts = self.memory.work("starts", length + 1, np.int64)
+        launch_tiles(self.memory, _merge.count_heads_cuda(), length, words, position_bits, heads)
+        total = prefix_sums(self.memory, heads)
+        launch_tiles(
+            self.memory, _merge.write_segments_cuda(), length,
+            words, position_bits, heads, total, positions, unique, starts,
+        )  # fmt: skip
+        num = self.memory.number(total)
+        return Merged(unique[:num], starts[: num + 1], positions)
+
+    # ---- backward and update --------------------------------------------------------------------
+
+    def bag_coefficients(
+        self, indices: Any, offsets: Any, per_sample_weights: Any, mode: str, padding_idx: int
+    ) -> Coefficients:
+        """What `backward`, `update` and `dots` need to know of the bags."""
+        if offsets is None:
+            return Coefficients(None, per_sample_weights, None)
+        length, bags = int(indices.shape[0]), int(offsets.shape[0]) - 1
+        bag_ids = self.memory.work("bag ids", length, np.int64)
+        self.memory.each(_batches.bag_ids_cuda(), length, offsets, bag_ids)
+        scale = None
+        if mode in ("mean", "sqrtn"):
+            scale = self.memory.work("scales", bags, np.float32)
+            self.memory.each(
+                _batches.bag_scales_cuda(), bags, indices, offsets,
+                *self._or_one(per_sample_weights), MODES.index(mode), padding_idx, scale,
+            )  # fmt: skip
+        return Coefficients(bag_ids, per_sample_weights, scale)
+
+    def _entry_args(self, positions: Any, coefficients: Coefficients) -> tuple[Any, ...]:
+        arrays = (positions, coefficients.bag_ids, coefficients.weights, coefficients.scale)
+        absent = (self._zero, self._zero, self._one, self._one)
+        steps = tuple(0 if array is None else 1 for array in arrays)
+        given = (none if a is None else a for a, none in zip(arrays, absent, strict=True))
+        return (*given, steps)
+
+    def _hot_sums(
+        self, starts: Any, u0: int, num: int, entries: tuple[Any, ...], argmax: Any, grad: Any
+    ) -> tuple[Any, Any]:
+        """Prefix sums of the blocks of hot segments [u0, u0 + num), and the blocks' sums."""
+        dim = int(grad.shape[1])
+        hot_starts = self.memory.work("hot", num, np.int64)
+        entry_count = int(entries[0].shape[0]) if entries[-1][0] else 0
+        # A segment of more than HOT entries has less than one block more than entries / BLOCK.
+        most = entry_count // BLOCK + entry_count // _backward.HOT + 1
+        sums = self.memory.work("block sums", most * dim, np.float32).reshape((most, dim))
+        if entry_count > _backward.HOT:  # else nobody looks at what is in these two
+            winners = argmax is not None
+            self.memory.each(_backward.count_hot_cuda(), num, starts, u0, hot_starts)
+            total = prefix_sums(self.memory, hot_starts)
+            self._rows(
+                _backward.hot_sums_cuda(dim, winners), dim, most, hot_starts, total, u0, starts,
+                *entries, self._no_argmax if argmax is None else argmax, grad, sums,
+            )  # fmt: skip
+        return hot_starts, sums
+
+    def backward(self, merged: Merged, coefficients: Coefficients, grad: Any, argmax: Any) -> Any:
+        """Gradient of the unique rows: (U, D)."""
+        dim, num = int(grad.shape[1]), len(merged)
+        out = self.memory.empty((num, dim), np.float32, "the gradient of rows")
+        if num == 0:
+            return out
+        entries = self._entry_args(merged.positions, coefficients)
+        hot_starts, sums = self._hot_sums(merged.starts, 0, num, entries, argmax, grad)
+        self._rows(
+            _backward.backward_cuda(dim, argmax is not None), dim, num, hot_starts, sums,
+            merged.starts, *entries, self._no_argmax if argmax is None else argmax, grad, out,
+        )  # fmt: skip
+        return out
+
+    def update(
+        self,
+        rec: Records,
+        slots: Any,
+        merged: Merged,
+        u0: int,
+        u1: int,
+        coefficients: Coefficients,
+        grad: Any,
+        argmax: Any,
+        optimizer: Optimizer,
+        step: int,
+        lr: float,
+    ) -> None:
+        """Gradient, clipping and optimizer step of the unique rows [u0, u1), in place."""
+        self.prepare_update(
+            rec, slots, merged, u0, u1, coefficients, grad, argmax, optimizer, step, lr
+        )()
+
+    def prepare_update(
+        self,
+        rec: Records,
+        slots: Any,
+        merged: Merged,
+        u0: int,
+        u1: int,
+        coefficients: Coefficients,
+        grad: Any,
+        argmax: Any,
+        optimizer: Optimizer,
+        step: int,
+        lr: float,
+    ) -> Callable[[], None]:
+        """All of `update` but the change: what is returned makes it, and asks for no memory."""
+        if u1 <= u0:
+            return _nothing
+        if argmax is not None:
+            values = self.backward(merged, coefficients, grad, argmax)[u0:u1]
+            rows = merged.indices[u0:u1]
+            return self.prepare_apply(rec, slots, rows, values, optimizer, step, lr)
+        entries = self._entry_args(merged.positions, coefficients)
+        return self._prepare(
+            rec, slots, merged.indices, u0, u1 - u0, merged.starts, entries, grad,
+            optimizer, step, lr,
+        )  # fmt: skip
+
+    def apply(
+        self,
+        rec: Records,
+        slots: Any,
+        indices: Any,
+        values: Any,
+        optimizer: Optimizer,
+        step: int,
+        lr: float,
+    ) -> None:
+        """Clipping and optimizer step for rows with these gradients, in place."""
+        self.prepare_apply(rec, slots, indices, values, optimizer, step, lr)()
+
+    def prepare_apply(
+        self,
+        rec: Records,
+        slots: Any,
+        indices: Any,
+        values: Any,
+        optimizer: Optimizer,
+        step: int,
+        lr: float,
+    ) -> Callable[[], None]:
+        """All of `apply` but the change, as `prepare_update`."""
+        num = int(indices.shape[0])
+        if num == 0:
+            return _nothing
+        starts = self.memory.work("places", num + 1, np.int64)
+        self.memory.each(_records.count_cuda(), num + 1, starts)
+        entries = self._entry_args(None, Coefficients(None, None, None))
+        return self._prepare(
+            rec, slots, indices, 0, num, starts, entries, values, optimizer, step, lr
+        )
+
+    def _prepare(
+        self, rec: Records, slots: Any, indices: Any, u0: int, num: int, starts: Any,
+        entries: tuple[Any, ...], grad: Any, optimizer: Optimizer, step: int, lr: float,
+    ) -> Callable[[], None]:  # fmt: skip
+        scalars = tuple(optimizer.scalars(step, lr))
+        hot_starts, sums = self._hot_sums(starts, u0, num, entries, None, grad)
+        args = (
+            rec.records, rec.words, rec.flags, slots, indices, u0, hot_starts, sums, starts,
+            *entries, grad, scalars, *rec.init_args,
+        )  # fmt: skip
+        name, dim = optimizer.name, rec.dim
+        shape = row_shape(dim)
+        blocks = shape.blocks(num)
+        if optimizer.clip_norm is None and not name.startswith("row_wise"):
+            kernel = _update.update_columns_cuda(dim, name)
+        else:
+            kernel, scratch = _update.update_rows_cuda(dim, name), self._one
+            if dim > _update.SHARED_COLUMNS:
+                blocks = max(1, min(blocks, _SCRATCH_BYTES // (4 * dim * shape.groups)))
+                scratch = self.memory.work("gradients", blocks * shape.groups * dim, np.float32)
+            args = (*args, scratch)
+        return lambda: self.memory.launch(kernel, blocks, shape.threads, *args)
+
+    # ---- gradient of per_sample_weights ---------------------------------------------------------
+
+    def dots(
+        self, rec: Records, slots: Any, indices: Any, grad: Any, bag_ids: Any, padding_idx: int
+    ) -> Any:
+        """(L,): <grad[bag of k], weight[indices[k]]>; 0 at padded positions."""
+        length = int(indices.shape[0])
+        out = self.memory.empty(length, np.float32)
+        bags = (self._zero, 0) if bag_ids is None else (bag_ids, 1)
+        self._rows(
+            _dots.dots_cuda(rec.dim), rec.dim, length, rec.records, rec.words, slots, indices, grad,
+            *bags, padding_idx, *rec.init_args, out,
+        )  # fmt: skip
+        return out
+
+    def weights_grad(
+        self,
+        dots: Any,
+        indices: Any,
+        offsets: Any,
+        per_sample_weights: Any,
+        mode: str,
+        padding_idx: int,
+    ) -> Any:
+        """(L,): the gradient of per_sample_weights, from `dots`."""
+        if offsets is None or mode == "sum":
+            return dots
+        out = self.memory.empty(dots.shape[0], np.float32)
+        self.memory.each(
+            _dots.weights_grad_cuda(), offsets.shape[0] - 1, dots, indices, offsets,
+            *self._or_one(per_sample_weights), MODES.index(mode), padding_idx, out,
+        )  # fmt: skip
+        return out
+
+    # ---- search and dropout ---------------------------------------------------------------------
+
+    def scores(self, block: Any, queries: Any, metric: str) -> Any:
+        """(Q, N): metric of (N, D) rows and (Q, D) queries."""
+        dim, rows, asked = int(block.shape[1]), int(block.shape[0]), int(queries.shape[0])
+        out = self.memory.empty((asked, rows), np.float32, "scores")
+        if rows == 0 or asked == 0:
+            return out
+        row_norms = self.memory.work("norms", rows, np.float32)
+        query_norms = self.memory.work("query norms", asked, np.float32)
+        if metric == "cosine":
+            self._rows(_topk.norms_cuda(dim), dim, rows, block, row_norms)
+            self._rows(_topk.norms_cuda(dim), dim, asked, queries, query_norms)
+        squares = -(-rows // _topk.SIDE) * -(-asked // _topk.SIDE)
+        self.memory.launch(
+            _topk.scores_cuda(dim), _shim.blocks_for(squares, 1), _topk.SQUARE,
+            block, queries, METRICS.index(metric), row_norms, query_norms, out,
+        )  # fmt: skip
+        return out
+
+    def merge_top_k(
+        self, scores: Any, candidates: Any, metric: str, best_indices: Any, best_scores: Any
+    ) -> tuple[Any, Any]:
+        """The best lists (Q, k) with the candidates (N,) taken in: new arrays."""
+        queries, k = int(best_indices.shape[0]), int(best_indices.shape[1])
+        if queries == 0 or k == 0:
+            return best_indices, best_scores
+        indices = self.memory.empty((queries, k), np.int64, "results")
+        values = self.memory.empty((queries, k), np.float32, "results")
+        self.memory.launch(
+            _topk.merge_top_k_cuda(), _shim.blocks_for(queries, 1), _shim.THREADS,
+            scores, candidates, metric != "euclidean", best_indices, best_scores, indices, values,
+        )  # fmt: skip
+        return indices, values
+
+    def dropout_scale(self, seed: int, step: int, num_positions: int, p: float) -> Any:
+        """(n,): 0 with probability p, else 1 / (1 - p)."""
+        out = self.memory.empty(num_positions, np.float32)
+        args = (np.uint64(seed), np.uint64(step), np.uint64(round(p * 2**24)))
+        kernel = _batches.dropout_scale_cuda()
+        self.memory.each(kernel, num_positions, *args, np.float32(1 / (1 - p)), out)
+        return out
+
+
+def _nothing() -> None:
+    """The change of no rows."""

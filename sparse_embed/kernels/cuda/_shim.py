@@ -1,0 +1,212 @@
+"""The one module that imports CUDA: numba-cuda, or what stands in its place under `numba.cuda`.
+
+Its kernels keep to what numba-cuda, its successor and Numba's built-in target share, and the
+simulator (NUMBA_ENABLE_CUDASIM=1) too.  What differs is levelled here:
+
+    cuda_kernel        `cuda.jit` without contraction of a * b + c to fma: no public option says
+                       so, hence one NVVM option is added while a kernel of ours is compiled
+    load4, store4      16-byte accesses (`ld.global.v4.f32`); one by one in the simulator
+    sync_lanes(mask)   __syncwarp; in the simulator, where a block is one group, its syncthreads
+
+Square roots and divisions are NVVM's default, correctly rounded, as on the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import threading
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import cuda, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from sparse_embed.kernels._jit import device_function
+
+SIMULATED: bool = bool(numba.config.ENABLE_CUDASIM)
+HAS_PACKAGE: bool = importlib.util.find_spec("numba_cuda") is not None or SIMULATED
+
+WARP = 32
+THREADS = 4 if SIMULATED else 256
+"""Threads of a block."""
+ITEMS = 16 if SIMULATED else 8
+"""Entries of a thread in sorts and scans, consecutive ones."""
+IN_FLIGHT = 4
+"""Rows that a group of lanes has asked for before it adds the first."""
+BLOCKS = 2 if SIMULATED else 132 * 16
+"""Blocks of a grid at the most; kernels go on in strides of the grid."""
+
+
+def blocks_for(items: int, per_block: int) -> int:
+    """Blocks of a grid for this many items."""
+    return max(1, min(BLOCKS, -(-items // per_block)))
+
+
+if SIMULATED:
+
+    def load4(matrix, row, column):
+        """Four floats from a 16-byte boundary."""
+        assert column % 4 == 0 and matrix.shape[1] % 4 == 0
+        return tuple(matrix[row, column + v] for v in range(4))
+
+    def store4(matrix, row, column, a, b, c, d):
+        """Four floats to a 16-byte boundary."""
+        assert column % 4 == 0 and matrix.shape[1] % 4 == 0
+        for v, value in enumerate((a, b, c, d)):
+            matrix[row, column + v] = value
+
+    def sync_lanes(mask):
+        """All lanes of the group have come here, and see each other's stores."""
+        threading.current_thread().syncthreads()
+
+else:
+
+    def _pointer(context, builder, array_type, array, row, column):
+        struct = context.make_array(array_type)(context, builder, array)
+        columns = cgutils.unpack_tuple(builder, struct.shape, 2)[1]
+        place = builder.add(builder.mul(row, columns), column)
+        vector = ir.VectorType(ir.FloatType(), 4)
+        return builder.bitcast(builder.gep(struct.data, [place]), vector.as_pointer())
+
+    @intrinsic
+    def load4(typing_context, matrix, row, column):
+        """Four floats from a 16-byte boundary."""
+        signature = types.UniTuple(types.float32, 4)(matrix, types.int64, types.int64)
+
+        def codegen(context, builder, sig, args):
+            vector = builder.load(_pointer(context, builder, sig.args[0], *args), align=16)
+            lanes = [builder.extract_element(vector, ir.IntType(32)(v)) for v in range(4)]
+            return context.make_tuple(builder, sig.return_type, lanes)
+
+        return signature, codegen
+
+    @intrinsic
+    def store4(typing_context, matrix, row, column, a, b, c, d):
+        """Four floats to a 16-byte boundary."""
+        f4 = types.float32
+        signature = types.void(matrix, types.int64, types.int64, f4, f4, f4, f4)
+
+        def codegen(context, builder, sig, args):
+            vector = ir.Constant(ir.VectorType(ir.FloatType(), 4), ir.Undefined)
+            for v in range(4):
+                vector = builder.insert_element(vector, args[3 + v], ir.IntType(32)(v))
+            pointer = _pointer(context, builder, sig.args[0], *args[:3])
+            builder.store(vector, pointer, align=16)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    @device_function
+    def sync_lanes(mask):
+        """All lanes of the group have come here, and see each other's stores."""
+        cuda.syncwarp(mask)
+
+
+@contextlib.contextmanager
+def without_contraction():
+    """What is compiled inside is compiled with NVVM's -fma=0.
+
+    Holds the compiler's lock meanwhile, so that nobody else's kernel can be compiled inside.
+    """
+    if SIMULATED:
+        yield
+        return
+    from numba.cuda.cudadrv import nvvm
+
+    try:
+        from numba.cuda.core.compiler_lock import global_compiler_lock
+    except ImportError:  # the built-in target shares Numba's
+        from numba.core.compiler_lock import global_compiler_lock
+
+    with global_compiler_lock:
+        compile_ir = nvvm.compile_ir
+
+        def compile_exactly(source, **options):
+            return compile_ir(source, **{**options, "fma": False})
+
+        nvvm.compile_ir = compile_exactly
+        try:
+            yield
+        finally:
+            nvvm.compile_ir = compile_ir
+
+
+def cuda_kernel(function: Any) -> Any:
+    """A kernel, compiled when it is first launched; launch it as kernel[blocks, threads, stream].
+
+    Refuses nothing at import: without a driver the first launch fails.
+    """
+    if SIMULATED:
+        return cuda.jit(function)
+    options: dict[str, Any] = {"cache": True}
+    if "lto" in inspect.signature(cuda.jit).parameters:
+        options["lto"] = False  # at link time the option would be lost
+    if "digest" not in function.__code__.co_freevars:
+        raise TypeError(f"{function.__qualname__} must close over `digest`: see kernels/_jit.py")
+    try:
+        kernel = cuda.jit(**options)(function)
+    except RuntimeError:  # no writable directory for the cache: compile in every process
+        kernel = cuda.jit(**{**options, "cache": False})(function)
+    compile_plainly = kernel.compile
+
+    def compile_exactly(signature: Any) -> Any:
+        with without_contraction():
+            return compile_plainly(signature)
+
+    kernel.compile = compile_exactly
+    return kernel
+
+
+def fill_zero(array: Any, stream: Any) -> None:
+    """All bytes of a device array become zero."""
+    if SIMULATED:
+        array._ary[...] = 0
+    elif array.size:
+        from numba.cuda.cudadrv import driver
+
+        driver.device_memset(array, 0, array.nbytes, stream=stream)
+
+
+def driver_facts() -> dict[str, Any]:
+    """Driver, toolkit and devices, or under "problem" why there are none."""
+    try:
+        if not cuda.is_available():
+            from numba.cuda.cudadrv import driver
+
+            error = getattr(driver.driver, "initialization_error", None)
+            reason = str(error).strip().splitlines()[0] if error else "no GPU is visible"
+            return {"devices": [], "problem": reason.rstrip(": ")}
+        facts: dict[str, Any] = {"devices": []}
+        with contextlib.suppress(Exception):
+            facts["toolkit"] = ".".join(map(str, cuda.runtime.get_version()))
+        with contextlib.suppress(Exception):
+            from numba.cuda.cudadrv.driver import driver
+
+            facts["driver"] = ".".join(map(str, driver.get_version()))
+        for gpu in cuda.list_devices():
+            name = gpu.name.decode() if isinstance(gpu.name, bytes) else str(gpu.name)
+            capability = ".".join(map(str, gpu.compute_capability))
+            facts["devices"].append(f"{name} (compute capability {capability})")
+        return facts
+    except Exception as error:
+        return {"devices": [], "problem": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def address(array: Any) -> int:
+    """Where a device array begins."""
+    if SIMULATED:
+        return int(array._ary.ctypes.data)
+    return int(array.__cuda_array_interface__["data"][0])
+
+
+def device_of(place: int) -> int:
+    """The number of the GPU whose memory is at an address."""
+    from numba.cuda.cudadrv import driver
+
+    binding = driver.binding
+    attribute = binding.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(driver.driver.cuPointerGetAttribute(attribute, binding.CUdeviceptr(place)))

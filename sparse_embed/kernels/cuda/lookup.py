@@ -1,0 +1,162 @@
+"""Lookup on the device: formulas, shapes and orders as in `kernels/lookup.py`.
+
+Shapes   words (S, W) u4: the bits of records, to tell virgin rows · otherwise as on the CPU, with
+         weights (L,) f4, or one 1 and a step of 0
+How      a group of lanes owns a position or a bag; of a bag, 4 rows are asked for before the first
+         is added.  A row and the word that tells whether it is virgin are asked for together.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numba
+import numpy as np
+
+from sparse_embed.kernels._jit import DIGEST
+from sparse_embed.kernels.cuda._rows import (
+    VIRGIN,
+    first_weight,
+    init_tile,
+    load_tile,
+    row_shape,
+    store_tile,
+)
+from sparse_embed.kernels.cuda._shim import IN_FLIGHT, cuda, cuda_kernel
+from sparse_embed.kernels.initialize import row_key
+from sparse_embed.kernels.lookup import MAX, MEAN, bag_scale
+
+_ZERO = np.float32(0)
+
+
+@functools.cache
+def initialize_cuda(dim: int):
+    """out[i, d] = init(seed, rows[i], d); a thread a number."""
+    digest = DIGEST
+
+    @cuda_kernel
+    def initialize(rows, seed, init_kind, init_param, out):
+        _ = digest
+        for place in range(cuda.grid(1), rows.shape[0] * dim, cuda.gridsize(1)):
+            i, d = place // dim, place % dim
+            out[i, d] = first_weight(row_key(seed, rows[i]), d, init_kind, init_param)
+
+    return initialize
+
+
+@functools.cache
+def gather_cuda(dim: int):
+    _, vec, lanes, chunks = row_shape(dim)
+    width, tile = vec * chunks, vec * chunks * lanes
+    digest = DIGEST
+
+    @cuda_kernel
+    def gather(records, words, slots, indices, padding_idx, seed, init_kind, init_param, out):
+        _ = digest
+        values = cuda.local.array(width, numba.float32)
+        lane = cuda.grid(1) % lanes
+        for k in range(cuda.grid(1) // lanes, indices.shape[0], cuda.gridsize(1) // lanes):
+            row = indices[k]
+            padded = row == padding_idx
+            slot = np.int64(0) if padded else slots[k]
+            for first in range(0, dim, tile):
+                virgin = False
+                if padded:
+                    for x in range(width):
+                        values[x] = _ZERO
+                else:
+                    virgin = words[slot, 0] == VIRGIN
+                    load_tile(values, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                if virgin:
+                    init_tile(
+                        values, 0, row, first, lane, lanes, vec, chunks, dim,
+                        seed, init_kind, init_param,
+                    )  # fmt: skip
+                store_tile(values, out, k, 0, first, lane, lanes, vec, chunks, dim)
+
+    return gather
+
+
+@functools.cache
+def pool_cuda(dim: int):
+    _, vec, lanes, chunks = row_shape(dim)
+    width, tile = vec * chunks, vec * chunks * lanes
+    staged = IN_FLIGHT * width
+    digest = DIGEST
+
+    @cuda_kernel
+    def pool(
+        records, words, slots, indices, offsets, weights, weight_step, mode, padding_idx,
+        seed, init_kind, init_param, out,
+    ):  # fmt: skip
+        _ = digest
+        stage = cuda.local.array(staged, numba.float32)
+        total = cuda.local.array(width, numba.float32)
+        virgin = cuda.local.array(IN_FLIGHT, numba.uint32)
+        lane = cuda.grid(1) % lanes
+        for b in range(cuda.grid(1) // lanes, out.shape[0], cuda.gridsize(1) // lanes):
+            begin, end = offsets[b], offsets[b + 1]
+            for first in range(0, dim, tile):
+                for x in range(width):
+                    total[x] = _ZERO
+                denominator = _ZERO
+                none = True
+                for k in range(begin, end, IN_FLIGHT):
+                    for j in range(IN_FLIGHT):
+                        if k + j < end and indices[k + j] != padding_idx:
+                            slot = slots[k + j]
+                            virgin[j] = words[slot, 0]
+                            load_tile(
+                                stage, j * width, records, slot, 0,
+                                first, lane, lanes, vec, chunks, dim,
+                            )  # fmt: skip
+                    for j in range(IN_FLIGHT):
+                        if k + j < end and indices[k + j] != padding_idx:
+                            if virgin[j] == VIRGIN:
+                                init_tile(
+                                    stage, j * width, indices[k + j],
+                                    first, lane, lanes, vec, chunks, dim,
+                                    seed, init_kind, init_param,
+                                )  # fmt: skip
+                            w = weights[(k + j) * weight_step]
+                            denominator += w if mode == MEAN else w * w
+                            for x in range(width):
+                                value = stage[j * width + x]
+                                if mode != MAX:
+                                    total[x] = total[x] + w * value
+                                elif none or value > total[x]:
+                                    total[x] = value
+                            none = False
+                scale = bag_scale(denominator, mode)
+                for x in range(width):
+                    total[x] = scale * total[x]
+                store_tile(total, out, b, 0, first, lane, lanes, vec, chunks, dim)
+
+    return pool
+
+
+@functools.cache
+def max_positions_cuda(dim: int):
+    """A thread a bag and column: what it reads is one column of a row, its neighbours the next."""
+    digest = DIGEST
+
+    @cuda_kernel
+    def max_positions(
+        records, words, slots, indices, offsets, padding_idx, seed, init_kind, init_param, out
+    ):
+        _ = digest
+        for place in range(cuda.grid(1), out.shape[0] * dim, cuda.gridsize(1)):
+            b, d = place // dim, place % dim
+            winner = np.int64(-1)
+            best = _ZERO
+            for k in range(offsets[b], offsets[b + 1]):
+                if indices[k] != padding_idx:
+                    value = records[slots[k], d]
+                    if words[slots[k], 0] == VIRGIN:
+                        value = first_weight(row_key(seed, indices[k]), d, init_kind, init_param)
+                    if winner < 0 or value > best:
+                        best = value
+                        winner = np.int64(k)
+            out[b, d] = winner
+
+    return max_positions

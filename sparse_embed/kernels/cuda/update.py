@@ -1,0 +1,311 @@
+"""Fused backward and optimizer step on the device: formulas and order as in `kernels/update.py`.
+
+    update_columns   SGD, Adagrad, LazyAdam without a norm: each column on its own, all in registers
+    update_rows      what needs a sum over the columns (row-wise states, clip_norm): the gradient
+                     of a row is kept in shared memory, in `scratch` beyond D = 1024
+
+Shapes   words (S, W) u4: the bits of records · scalars: nine f4, the places of `update` · slots,
+         indices (n,) i8, starts (u0+n+1,) i8 · hot_starts (n,) i8 and block_sums as in `backward`
+         scratch (groups of the grid * D,) f4, or (1,)
+Virgin   every lane of a group has looked before one of them stores
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numba
+import numpy as np
+
+from sparse_embed.kernels._jit import DIGEST, device_function
+from sparse_embed.kernels.adagrad import adagrad_value
+from sparse_embed.kernels.adam import adam_moment, adam_value
+from sparse_embed.kernels.cuda._rows import (
+    NEGATIVE_ZERO,
+    VIRGIN,
+    group_mask,
+    init_tile,
+    load_tile,
+    row_shape,
+    store_tile,
+)
+from sparse_embed.kernels.cuda._shim import IN_FLIGHT, cuda, cuda_kernel, sync_lanes
+from sparse_embed.kernels.cuda.backward import HOT, sum_entries
+from sparse_embed.kernels.cuda.reduce import group_sum_of_squares
+from sparse_embed.kernels.plan import BLOCK
+from sparse_embed.kernels.sgd import sgd_value
+from sparse_embed.kernels.update import CLIP_NORM, CLIP_VALUE, FILL
+
+NAMES = ("sgd", "adagrad", "lazy_adam", "row_wise_adagrad", "row_wise_adam")
+SHARED_COLUMNS = 1024
+_DIRTY = np.uint8(1)
+_ZERO = np.float32(0)
+_INFINITY = np.float32(np.inf)
+
+
+@device_function
+def clip_by_value(g, clip_value):
+    """One value within [-clip_value, clip_value]; NaN stays NaN."""
+    g = clip_value if g > clip_value else g
+    return -clip_value if g < -clip_value else g
+
+
+@device_function
+def written(w, column):
+    """A weight as it is stored: +0.0 in column 0 would mean virgin."""
+    return NEGATIVE_ZERO if column == 0 and w == _ZERO else w
+
+
+@device_function
+def sum_tile(
+    total, block, stage, share, u, u0, hot_starts, block_sums, starts,
+    positions, bag_ids, weights, scale, steps, grad, first, lane, lanes, vec, chunks, dim,
+):  # fmt: skip
+    """total = this lane's columns of the gradient of segment u0 + u."""
+    begin, end = starts[u0 + u], starts[u0 + u + 1]
+    for x in range(vec * chunks):
+        total[x] = _ZERO
+    hot = end - begin > HOT
+    h = hot_starts[u]
+    for start in range(begin, end, BLOCK):
+        if hot:
+            load_tile(block, 0, block_sums, h, 0, first, lane, lanes, vec, chunks, dim)
+            h += 1
+        else:
+            stop = start + BLOCK if start + BLOCK < end else end
+            sum_entries(
+                block, stage, share, start, stop, positions, bag_ids, weights,
+                scale, steps, grad, first, lane, lanes, vec, chunks, dim,
+            )  # fmt: skip
+        for x in range(vec * chunks):
+            total[x] = total[x] + block[x]
+
+
+@functools.cache
+def update_columns_cuda(dim: int, name: str):
+    _, vec, lanes, chunks = row_shape(dim)
+    width, tile = vec * chunks, vec * chunks * lanes
+    staged = IN_FLIGHT * width
+    has_first, has_second = name != "sgd", name == "lazy_adam"
+    is_sgd, is_adagrad = name == "sgd", name == "adagrad"
+    digest = DIGEST
+
+    @cuda_kernel
+    def update_columns(
+        records, words, flags, slots, indices, u0, hot_starts, block_sums, starts,
+        positions, bag_ids, weights, scale, steps, grad, scalars, seed, init_kind, init_param,
+    ):  # fmt: skip
+        _ = digest
+        g = cuda.local.array(width, numba.float32)
+        block = cuda.local.array(width, numba.float32)
+        stage = cuda.local.array(staged, numba.float32)
+        share = cuda.local.array(IN_FLIGHT, numba.float32)
+        w = cuda.local.array(width, numba.float32)
+        m = cuda.local.array(width, numba.float32)
+        v = cuda.local.array(width, numba.float32)
+        lane = cuda.grid(1) % lanes
+        mask = group_mask(cuda.threadIdx.x, lanes)
+        for u in range(cuda.grid(1) // lanes, slots.shape[0], cuda.gridsize(1) // lanes):
+            slot = slots[u]
+            virgin = words[slot, 0] == VIRGIN
+            sync_lanes(mask)
+            for first in range(0, dim, tile):
+                if virgin:
+                    init_tile(
+                        w, 0, indices[u0 + u], first, lane, lanes, vec, chunks, dim,
+                        seed, init_kind, init_param,
+                    )  # fmt: skip
+                    for x in range(width):
+                        m[x] = scalars[FILL]
+                        v[x] = scalars[FILL]
+                else:
+                    load_tile(w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                    if has_first:
+                        load_tile(m, 0, records, slot, dim, first, lane, lanes, vec, chunks, dim)
+                    if has_second:
+                        load_tile(
+                            v, 0, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim
+                        )
+                sum_tile(
+                    g, block, stage, share, u, u0, hot_starts, block_sums, starts,
+                    positions, bag_ids, weights, scale, steps, grad,
+                    first, lane, lanes, vec, chunks, dim,
+                )  # fmt: skip
+                for c in range(chunks):
+                    for x in range(c * vec, (c + 1) * vec):
+                        column = first + (c * lanes + lane) * vec + (x - c * vec)
+                        value = clip_by_value(g[x], scalars[CLIP_VALUE])
+                        if is_sgd:
+                            weight = sgd_value(w[x], value, scalars[0], scalars[1])
+                        elif is_adagrad:
+                            value = value + scalars[1] * w[x]
+                            weight, m[x] = adagrad_value(w[x], m[x], value, scalars[0], scalars[2])
+                        else:
+                            m[x] = adam_moment(m[x], value, scalars[4])
+                            v[x] = adam_moment(v[x], value * value, scalars[5])
+                            weight = adam_value(
+                                w[x], m[x], v[x], scalars[0], scalars[1], scalars[2], scalars[3]
+                            )
+                        w[x] = written(weight, column)
+                store_tile(w, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                if has_first:
+                    store_tile(m, records, slot, dim, first, lane, lanes, vec, chunks, dim)
+                if has_second:
+                    store_tile(v, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim)
+            if lane == 0:
+                flags[slot] = flags[slot] | _DIRTY
+
+    return update_columns
+
+
+@functools.cache
+def update_rows_cuda(dim: int, name: str):
+    shape = row_shape(dim)
+    _, vec, lanes, chunks = shape
+    width, tile, groups = shape.width, shape.tile, shape.groups
+    staged = IN_FLIGHT * width
+    in_shared = dim <= SHARED_COLUMNS
+    shared_columns = groups * dim if in_shared else 1
+    num_parts = groups * 16
+    is_sgd, is_adagrad, is_adam = name == "sgd", name == "adagrad", name == "lazy_adam"
+    is_row_adagrad, is_row_adam = name == "row_wise_adagrad", name == "row_wise_adam"
+    row_lane = 2 * dim if is_row_adam else dim  # of the one number of a row-wise state
+    digest = DIGEST
+
+    @cuda_kernel
+    def update_rows(
+        records, words, flags, slots, indices, u0, hot_starts, block_sums, starts,
+        positions, bag_ids, weights, scale, steps, grad, scalars, seed, init_kind, init_param,
+        scratch,
+    ):  # fmt: skip
+        _ = digest
+        kept = cuda.shared.array(shared_columns, numba.float32)
+        parts = cuda.shared.array(num_parts, numba.float32)
+        work = cuda.local.array(16, numba.float32)
+        g = cuda.local.array(width, numba.float32)
+        block = cuda.local.array(width, numba.float32)
+        stage = cuda.local.array(staged, numba.float32)
+        share = cuda.local.array(IN_FLIGHT, numba.float32)
+        w = cuda.local.array(width, numba.float32)
+        m = cuda.local.array(width, numba.float32)
+        v = cuda.local.array(width, numba.float32)
+        lane = cuda.grid(1) % lanes
+        mask = group_mask(cuda.threadIdx.x, lanes)
+        group = cuda.threadIdx.x // lanes
+        at = group * dim
+        values = kept
+        if not in_shared:
+            at = (cuda.grid(1) // lanes) * dim
+            values = scratch
+        for u in range(cuda.grid(1) // lanes, slots.shape[0], cuda.gridsize(1) // lanes):
+            slot, row = slots[u], indices[u0 + u]
+            virgin = words[slot, 0] == VIRGIN
+            state = scalars[FILL]
+            if is_row_adagrad or is_row_adam:
+                state = scalars[FILL] if virgin else records[slot, row_lane]
+            sync_lanes(mask)
+            # The gradient of the row, clipped.
+            for first in range(0, dim, tile):
+                sum_tile(
+                    g, block, stage, share, u, u0, hot_starts, block_sums, starts,
+                    positions, bag_ids, weights, scale, steps, grad,
+                    first, lane, lanes, vec, chunks, dim,
+                )  # fmt: skip
+                for c in range(chunks):
+                    for x in range(vec):
+                        column = first + (c * lanes + lane) * vec + x
+                        if column < dim:
+                            values[at + column] = clip_by_value(g[c * vec + x], scalars[CLIP_VALUE])
+            factor, clips = _ZERO, False
+            if scalars[CLIP_NORM] < _INFINITY:
+                squares = group_sum_of_squares(
+                    values, at, parts, group * 16, work, lane, lanes, mask, dim
+                )
+                norm = np.float32(math.sqrt(squares))
+                if norm > scalars[CLIP_NORM]:
+                    factor, clips = scalars[CLIP_NORM] / norm, True
+            # Each lane goes on with its own columns.
+            if clips or is_row_adagrad:
+                for first in range(0, dim, tile):
+                    if is_row_adagrad:
+                        if virgin:
+                            init_tile(
+                                w, 0, row, first, lane, lanes, vec, chunks, dim,
+                                seed, init_kind, init_param,
+                            )  # fmt: skip
+                        else:
+                            load_tile(w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                    for c in range(chunks):
+                        for x in range(vec):
+                            column = first + (c * lanes + lane) * vec + x
+                            if column < dim:
+                                value = values[at + column]
+                                if clips:
+                                    value = value * factor
+                                if is_row_adagrad:
+                                    value = value + scalars[1] * w[c * vec + x]
+                                values[at + column] = value
+            rate = scalars[0]
+            if is_row_adagrad or is_row_adam:
+                squares = group_sum_of_squares(
+                    values, at, parts, group * 16, work, lane, lanes, mask, dim
+                )
+                mean = squares / np.float32(dim)
+                if is_row_adagrad:
+                    state = state + mean
+                    rate = scalars[0] / (np.float32(math.sqrt(state)) + scalars[2])
+                else:
+                    state = adam_moment(state, mean, scalars[5])
+            for first in range(0, dim, tile):
+                if virgin:
+                    init_tile(
+                        w, 0, row, first, lane, lanes, vec, chunks, dim,
+                        seed, init_kind, init_param,
+                    )  # fmt: skip
+                    for x in range(width):
+                        m[x] = scalars[FILL]
+                        v[x] = scalars[FILL]
+                else:
+                    load_tile(w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                    if is_adagrad or is_adam or is_row_adam:
+                        load_tile(m, 0, records, slot, dim, first, lane, lanes, vec, chunks, dim)
+                    if is_adam:
+                        load_tile(
+                            v, 0, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim
+                        )
+                for c in range(chunks):
+                    for y in range(vec):
+                        x = c * vec + y
+                        column = first + (c * lanes + lane) * vec + y
+                        if column < dim:
+                            value = values[at + column]
+                            if is_sgd:
+                                weight = sgd_value(w[x], value, scalars[0], scalars[1])
+                            elif is_adagrad:
+                                value = value + scalars[1] * w[x]
+                                weight, m[x] = adagrad_value(
+                                    w[x], m[x], value, scalars[0], scalars[2]
+                                )
+                            elif is_row_adagrad:
+                                weight = w[x] - rate * value
+                            else:
+                                m[x] = adam_moment(m[x], value, scalars[4])
+                                if is_adam:
+                                    v[x] = adam_moment(v[x], value * value, scalars[5])
+                                second = v[x] if is_adam else state
+                                weight = adam_value(
+                                    w[x], m[x], second, rate, scalars[1], scalars[2], scalars[3]
+                                )
+                            w[x] = written(weight, column)
+                store_tile(w, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                if is_adagrad or is_adam or is_row_adam:
+                    store_tile(m, records, slot, dim, first, lane, lanes, vec, chunks, dim)
+                if is_adam:
+                    store_tile(v, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim)
+            if lane == 0:
+                if is_row_adagrad or is_row_adam:
+                    records[slot, row_lane] = state
+                flags[slot] = flags[slot] | _DIRTY
+
+    return update_rows

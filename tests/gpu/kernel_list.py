@@ -1,0 +1,118 @@
+"""Every CUDA kernel with the types it is launched with: what the PTX tests compile."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numba import types
+
+from sparse_embed.kernels.cuda import (
+    backward,
+    batches,
+    dots,
+    hashing,
+    lookup,
+    merge,
+    records,
+    topk,
+    update,
+)
+
+
+class Entry(NamedTuple):
+    """A kernel, what it is called, its arguments, whether it may hold float64."""
+
+    name: str
+    kernel: Any
+    signature: Any
+    doubles: bool = False
+
+
+def _array(letter: str, dims: int) -> types.Array:
+    scalar = {
+        "f4": types.float32, "f8": types.float64, "i8": types.int64, "i4": types.int32,
+        "u8": types.uint64, "u4": types.uint32, "u1": types.uint8,
+    }[letter]  # fmt: skip
+    return types.Array(scalar, dims, "C")
+
+
+f4, i8, u8, u1, flag = types.float32, types.int64, types.uint64, types.uint8, types.boolean
+F1, F2, I1, I2 = _array("f4", 1), _array("f4", 2), _array("i8", 1), _array("i8", 2)
+U1, U2, W1, W2, B1, C1 = (
+    _array("u8", 1), _array("u8", 2), _array("u4", 1), _array("u4", 2), _array("u1", 1),
+    _array("i4", 1),
+)  # fmt: skip
+INIT = (u8, i8, f4)
+STEPS = types.UniTuple(i8, 4)
+SCALARS = types.UniTuple(f4, 9)
+ENTRIES = (I1, I1, F1, F1, STEPS)
+
+
+def _of_dim(dim: int) -> list[Entry]:
+    found = [
+        ("initialize", lookup.initialize_cuda(dim), (I1, *INIT, F2)),
+        ("gather", lookup.gather_cuda(dim), (F2, W2, I1, I1, i8, *INIT, F2)),
+        ("pool", lookup.pool_cuda(dim), (F2, W2, I1, I1, I1, F1, i8, i8, i8, *INIT, F2)),
+        ("max_positions", lookup.max_positions_cuda(dim), (F2, W2, I1, I1, I1, i8, *INIT, I2)),
+        ("dots", dots.dots_cuda(dim), (F2, W2, I1, I1, F2, I1, i8, i8, *INIT, F1)),
+        ("norms", topk.norms_cuda(dim), (F2, F1)),
+        ("scores", topk.scores_cuda(dim), (F2, F2, i8, F1, F1, F2)),
+    ]
+    for winners in (False, True):
+        found += [
+            (
+                f"hot_sums{'_max' * winners}",
+                backward.hot_sums_cuda(dim, winners),
+                (I1, I1, i8, I1, *ENTRIES, I2, F2, F2),
+            ),
+            (
+                f"backward{'_max' * winners}",
+                backward.backward_cuda(dim, winners),
+                (I1, F2, I1, *ENTRIES, I2, F2, F2),
+            ),
+        ]
+    step = (F2, W2, B1, I1, I1, i8, I1, F2, I1, *ENTRIES, F2, SCALARS, *INIT)
+    for name in update.NAMES:
+        if not name.startswith("row_wise"):
+            found.append((f"columns_{name}", update.update_columns_cuda(dim, name), step))
+        found.append((f"rows_{name}", update.update_rows_cuda(dim, name), (*step, F1)))
+    return [Entry(f"{name}-{dim}", kernel, types.void(*args)) for name, kernel, args in found]
+
+
+def _of_any_dim() -> list[Entry]:
+    found = [
+        ("survey", batches.survey_cuda(), (I1, i8, i8, flag, I1, I1)),
+        ("bag_ids", batches.bag_ids_cuda(), (I1, I1)),
+        ("bag_scales", batches.bag_scales_cuda(), (I1, I1, F1, i8, i8, i8, F1)),
+        ("dropout_scale", batches.dropout_scale_cuda(), (u8, u8, u8, f4, F1)),
+        ("scan", merge.scan_cuda(), (I1, I1)),
+        ("sum_tiles", merge.sum_tiles_cuda(), (I1, I1)),
+        ("scan_tiles", merge.scan_tiles_cuda(), (I1, I1)),
+        ("make_words", merge.make_words_cuda(), (I1, i8, i8, U1)),
+        ("count_digits", merge.count_digits_cuda(), (U1, i8, I1)),
+        ("scatter_digits", merge.scatter_digits_cuda(), (U1, i8, I1, U1)),
+        ("count_heads", merge.count_heads_cuda(), (U1, i8, I1)),
+        ("write_segments", merge.write_segments_cuda(), (U1, i8, I1, I1, I1, I1, I1)),
+        ("count_flagged", merge.count_flagged_cuda(), (B1, i8, u1, flag, I1)),
+        ("write_flagged", merge.write_flagged_cuda(), (B1, i8, u1, flag, I1, I1)),
+        ("count_hot", backward.count_hot_cuda(), (I1, i8, I1)),
+        ("weights_grad", dots.weights_grad_cuda(), (F1, I1, I1, F1, i8, i8, i8, F1)),
+        ("merge_top_k", topk.merge_top_k_cuda(), (F2, I1, flag, I2, F2, I2, F2)),
+        ("gather_records", records.gather_records_cuda(), (F2, I1, F2)),
+        ("scatter_records", records.scatter_records_cuda(), (F2, I1, F2)),
+        ("change_flags", records.change_flags_cuda(), (B1, I1, u1, u1)),
+        ("mark_written", records.mark_written_cuda(), (B1, i8)),
+        ("settle", records.settle_cuda(), (B1, i8, u1)),
+        ("missing", records.missing_cuda(), (B1, I1, i8, B1)),
+        ("count", records.count_cuda(), (I1,)),
+        ("take", records.take_cuda(), (I1, I1, I1)),
+        ("hash_strings", hashing.hash_strings_cuda(), (B1, I1, U2, u8, I2)),
+    ]
+    for scheme in hashing.SCHEMES:
+        found.append((f"hash_ids_{scheme}", hashing.hash_ids_cuda(scheme), (U1, U2, u8, I2)))
+    return [Entry(name, kernel, types.void(*args)) for name, kernel, args in found]
+
+
+def entries(dims: tuple[int, ...]) -> list[Entry]:
+    """All kernels; those that depend on D for these."""
+    return _of_any_dim() + [entry for dim in dims for entry in _of_dim(dim)]
