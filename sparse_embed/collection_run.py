@@ -1,7 +1,8 @@
 """Checked batches of many features on the rows of many tables, all in one call of each kernel.
 
 A table that the kernels cannot reach (its cache is smaller than the batch, "max" is to be trained,
-row numbers of all tables together pass 2^62) is run by its own `Execution`, with the same bits.
+row numbers of all tables together pass 2^62, not all of it is float32) is run by its own
+`Execution`, with the same bits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sparse_embed._typing import MODES, NO_PADDING, AnyArray, FloatArray, IndexA
 from sparse_embed._validate import as_padding_idx
 from sparse_embed.batch import Batch
 from sparse_embed.collection_batch import KeyedBatch
+from sparse_embed.dtypes import FLOAT32
 from sparse_embed.execution import Execution
 from sparse_embed.optim import Optimizer
 from sparse_embed.storage.store import StoreCore
@@ -239,7 +241,7 @@ class ManyExecution:
 
 def _is_plain(run: Execution, records: AnyArray) -> bool:
     """Records of float32, weight and state, as the kernels take them."""
-    return records.dtype == np.float32 and run.table.entry.dtype == "float32"
+    return records.dtype == np.float32 and run.precision == FLOAT32
 
 
 def places(arrays: Sequence[FloatArray]) -> tuple[IndexArray, IndexArray]:

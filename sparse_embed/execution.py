@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from sparse_embed import _validate, nearest, ops
-from sparse_embed._typing import FloatArray, IndexArray
+from sparse_embed._typing import ByteArray, FloatArray, IndexArray
 from sparse_embed.batch import Batch, make_batch
+from sparse_embed.dtypes import narrow, widen
 from sparse_embed.errors import ArgumentError, CorruptStoreError, UnsupportedVersionError
 from sparse_embed.initializers import Initializer, initializer_from_dict
-from sparse_embed.optim import Optimizer, optimizer_from_dict
+from sparse_embed.optim import Optimizer, StateField, optimizer_from_dict
 from sparse_embed.storage.store import StoreCore, TableCore
 
 _BLOCK_BYTES = 16 << 20
@@ -46,6 +47,7 @@ class Execution:
                 errno.ENOTSUP,
                 f"table {name!r}: this package does not know its init or optimizer ({error})",
             ) from None
+        self.precision = entry.precision
         self.state_fields = self.optimizer.state_fields(self.dim) if self.optimizer else ()
         if tuple((field.name, field.lanes) for field in self.state_fields) != entry.fields:
             raise CorruptStoreError(
@@ -84,14 +86,16 @@ class Execution:
 
     def _resident(self) -> ops.Records:
         resident = self.table.rows.resident
-        return ops.Records(resident.records, resident.flags, self.dim, self.init, self.seed)
+        return self._records(resident.records, resident.flags)
+
+    def _records(self, records: FloatArray, flags: ByteArray) -> ops.Records:
+        return ops.Records(records, flags, self.dim, self.init, self.seed, self.precision)
 
     def _copies(self, rows: IndexArray) -> tuple[ops.Records, IndexArray]:
         """Records of `rows` that are not kept in memory, and the slot of each row among them."""
         unique, inverse = np.unique(rows, return_inverse=True)
         records = self.table.rows.read(unique)
-        flags = np.zeros(len(records), np.uint8)
-        found = ops.Records(records, flags, self.dim, self.init, self.seed)
+        found = self._records(records, np.zeros(len(records), np.uint8))
         return found, inverse.astype(np.int64, copy=False)
 
     def _reach(self, batch: Batch) -> tuple[ops.Records, IndexArray] | None:
@@ -171,15 +175,23 @@ class Execution:
 
     def state(self, rows: IndexArray) -> dict[str, FloatArray]:
         """Field name -> (n, lanes); the field's first value where a row was never written."""
+        layout = self.table.rows.layout
         records, slots = self._copies(rows)
         data = records.records[slots]
-        virgin = data.view(np.uint32)[:, 0] == 0
+        virgin = ~layout.written(data)
+        fields = layout.structured(data)
         found: dict[str, FloatArray] = {}
         for field in self.state_fields:
-            at = self.table.rows.layout.offset_of(field.name)
-            found[field.name] = data[:, at : at + field.lanes].copy()
-            found[field.name][virgin] = np.float32(field.fill)
+            dtype = self.precision.of_field(field.lanes)
+            values = widen(fields[field.name], dtype).reshape(len(rows), field.lanes).copy()
+            values[virgin] = self._first_state(field)
+            found[field.name] = values
         return found
+
+    def _first_state(self, field: StateField) -> FloatArray:
+        """A state's first value, as the record can hold it."""
+        dtype = self.precision.of_field(field.lanes)
+        return widen(narrow(np.array([field.fill], np.float32), dtype), dtype)
 
     # ---- changing -------------------------------------------------------------------------------
 
@@ -249,16 +261,16 @@ class Execution:
             for u0, u1, slots in self._ranges(rows):
                 data = np.empty((u1 - u0, layout.lanes), np.float32)
                 self.table.rows.resident.gather(slots, data)
-                virgin = data.view(np.uint32)[:, 0] == 0
-                data[:, : self.dim] = weights[u0:u1]
+                virgin = ~layout.written(data)
+                fields = layout.structured(data)
+                fields["weight"] = narrow(weights[u0:u1], self.precision.dtype)
                 for field in self.state_fields:
-                    at = layout.offset_of(field.name)
-                    lanes = data[:, at : at + field.lanes]
-                    lanes[virgin] = np.float32(field.fill)
+                    dtype = self.precision.of_field(field.lanes)
+                    lanes = fields[field.name].reshape(len(data), field.lanes)
+                    lanes[virgin] = narrow(self._first_state(field), dtype)
                     if field.name in state:
-                        lanes[:] = state[field.name][u0:u1]
-                zero = data.view(np.uint32)[:, 0] == 0
-                data[zero, 0] = np.float32(-0.0)  # +0.0 would say "never written"
+                        lanes[:] = narrow(state[field.name][u0:u1], dtype)
+                layout.keep_written(data)
                 self.table.rows.resident.put(slots, data)
 
     def reset(self, rows: IndexArray) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sparse_embed import _validate
 from sparse_embed.device import DeviceMemory, device_memory, parse_device
+from sparse_embed.dtypes import FLOAT32, as_precision
 from sparse_embed.errors import ArgumentError
 from sparse_embed.initializers import Initializer, Uniform
 from sparse_embed.optim import Optimizer
@@ -28,6 +27,8 @@ def make_entry(
     optimizer: Optimizer | None,
     seed: int,
     device: str,
+    state_dtype: str = "float32",
+    rounding: str | None = None,
 ) -> TableEntry:
     """Check the description of a new table."""
     check_device(device)
@@ -37,26 +38,32 @@ def make_entry(
         raise ArgumentError(f"num_embeddings: expected 1 <= rows < 2^63, got {rows}")
     if not 1 <= dim <= 65536:
         raise ArgumentError(f"embedding_dim: expected 1 <= columns <= 65536, got {dim}")
-    try:
-        known = isinstance(dtype, str | np.dtype | type) and np.dtype(dtype) == np.float32
-    except TypeError:
-        known = False
-    if not known:
-        raise ArgumentError(f'dtype: expected "float32", got {dtype!r}')
+    precision = as_precision(dtype, state_dtype, rounding)
+    if precision != FLOAT32 and parse_device(device) is not None:
+        raise ArgumentError(
+            f"dtype, state_dtype: on a GPU expected float32, got {precision.dtype} with state in "
+            f'{precision.state_dtype}; use device="cpu"'
+        )
     start = Uniform(0.05) if init is None else init
     if not isinstance(start, Initializer):
         raise ArgumentError(f"init: expected Uniform, Normal or Zeros, got {init!r}")
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise ArgumentError(f"optimizer: expected SGD, LazyAdam, ... or None, got {optimizer!r}")
     fields = optimizer.state_fields(dim) if optimizer is not None else ()
+    if precision.state_dtype != "float32" and not fields:
+        raise ArgumentError(
+            f"state_dtype: there is no optimizer state to store, got {state_dtype!r}"
+        )
     entry = TableEntry(
         num_embeddings=rows,
         embedding_dim=dim,
-        dtype="float32",
+        dtype=precision.dtype,
         init=start.to_dict(),
         seed=_validate.as_seed(seed),
         optimizer=None if optimizer is None else optimizer.to_dict(),
         fields=tuple((field.name, field.lanes) for field in fields),
+        state_dtype=precision.state_dtype,
+        rounding=precision.rounding,
     )
     entry.layout()
     return entry
@@ -142,6 +149,8 @@ def table_info(table: TableCore) -> dict[str, Any]:
         "num_embeddings": entry.num_embeddings,
         "embedding_dim": entry.embedding_dim,
         "dtype": entry.dtype,
+        "state_dtype": entry.state_dtype,
+        "rounding": entry.rounding or None,
         "init": entry.init,
         "seed": entry.seed,
         "optimizer": entry.optimizer,

@@ -25,6 +25,7 @@ from sparse_embed._typing import (
     FloatArray,
     IndexArray,
 )
+from sparse_embed.dtypes import FLOAT32, Precision, narrow, widen
 from sparse_embed.errors import ArgumentError
 from sparse_embed.initializers import Initializer
 from sparse_embed.kernels import (
@@ -97,11 +98,13 @@ class Records:
     """The resident rows of a table, and what its virgin rows hold.
 
     Args:
-        records: (S, W) float32: lanes [0, D) are the weight, then the optimizer's state.
+        records: (S, W) float32: lanes [0, D) are the weight, then the optimizer's state; other
+            words where `precision` says so (`kernels/formats.py`).
         flags: (S,) uint8: bit 0 is set where a kernel wrote.
         dim: D.
         init: first weights of a row whose lane 0 has all bits zero.
-        seed: of `init`, 0 <= seed < 2^64.
+        seed: of `init` and of stochastic rounding, 0 <= seed < 2^64.
+        precision: how the numbers of a record are stored, and rounded by an update.
     """
 
     records: FloatArray
@@ -109,6 +112,7 @@ class Records:
     dim: int
     init: Initializer
     seed: int
+    precision: Precision = FLOAT32
 
     @property
     def init_args(self) -> tuple[np.uint64, int, np.float32]:
@@ -175,7 +179,7 @@ def lookup(rec: Records, slots: IndexArray, indices: IndexArray, padding_idx: in
     """
     guard_fork()
     out = np.empty((len(indices), rec.dim), np.float32)
-    _lookup.gather_cpu(rec.dim)(
+    _lookup.gather_cpu(rec.dim, rec.precision.dtype)(
         rec.records, slots, indices, padding_idx, *rec.init_args, _counter(), out
     )
     return out
@@ -194,13 +198,15 @@ def lookup_bags(
     guard_fork()
     out = np.empty((len(offsets) - 1, rec.dim), np.float32)
     bounds = _plan.cut_bags_cpu()(offsets, _lookup.CHUNK)
+    dtype = rec.precision.dtype
     where = rec.records, slots, indices, offsets, bounds
     rest = padding_idx, *rec.init_args, _counter(), out
     if mode == "max":
-        _lookup.pool_max_cpu(rec.dim)(*where, *rest)
+        _lookup.pool_max_cpu(rec.dim, dtype)(*where, *rest)
     else:
         weights, weighted = _or_one(per_sample_weights)
-        _lookup.pool_cpu(rec.dim, bool(weighted))(*where, weights, MODES.index(mode), *rest)
+        kernel = _lookup.pool_cpu(rec.dim, bool(weighted), dtype)
+        kernel(*where, weights, MODES.index(mode), *rest)
     return out
 
 
@@ -212,7 +218,7 @@ def max_positions(
     guard_fork()
     out = np.empty((len(offsets) - 1, rec.dim), np.int64)
     bounds = _plan.cut_bags_cpu()(offsets, _lookup.CHUNK)
-    _lookup.max_positions_cpu(rec.dim)(
+    _lookup.max_positions_cpu(rec.dim, rec.precision.dtype)(
         rec.records, slots, indices, offsets, bounds, padding_idx, *rec.init_args, _counter(), out
     )
     return out
@@ -384,6 +390,37 @@ def backward(
     return out
 
 
+_WORD = 2**64 - 1
+_GAMMA, _ROUNDING = 0x9E3779B97F4A7C15, 0xB5297A4D3F84D5A9
+
+
+def _mix64(z: int) -> int:
+    """As in `kernels/initialize.py`."""
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _WORD
+    return z ^ z >> 31
+
+
+def rounding_key(seed: int, step: int) -> np.uint64:
+    """Of the noise of stochastic rounding in this step: other bits than those of `init`."""
+    base = _mix64(((seed ^ _ROUNDING) + _GAMMA) & _WORD)
+    return np.uint64(_mix64((base + step * _GAMMA) & _WORD))
+
+
+def _update_kernel(rec: Records, optimizer: Optimizer) -> Any:
+    how = rec.precision
+    return _update.update_cpu(rec.dim, optimizer.name, how.dtype, how.state_dtype, how.rounding)
+
+
+def _scalars(rec: Records, optimizer: Optimizer, step: int, lr: float) -> FloatArray:
+    """As `Optimizer.scalars`; the state's first value as the record can hold it."""
+    scalars = optimizer.scalars(step, lr)
+    for field in optimizer.state_fields(rec.dim)[:1]:
+        dtype = rec.precision.of_field(field.lanes)
+        scalars[8:] = widen(narrow(scalars[8:], dtype), dtype)
+    return scalars
+
+
 def update(
     rec: Records,
     slots: IndexArray,
@@ -412,10 +449,11 @@ def update(
         return apply(rec, slots, part.indices, values, optimizer, step, lr)
     guard_fork()
     entries = _entries(merged, u0, u1, coefficients)
-    _update.update_cpu(rec.dim, optimizer.name)(
+    _update_kernel(rec, optimizer)(
         rec.records, rec.flags, slots, merged.indices, u0,
         *_cut(merged.starts, u0, u1, entries, grad), merged.starts, *entries, grad,
-        optimizer.scalars(step, lr), *rec.init_args, _counter(),
+        _scalars(rec, optimizer, step, lr), rounding_key(rec.seed, step),
+        *rec.init_args, _counter(),
     )  # fmt: skip
 
 
@@ -439,10 +477,11 @@ def apply(
     guard_fork()
     starts = np.arange(len(indices) + 1)
     entries = starts[:-1], _ONE, 0
-    _update.update_cpu(rec.dim, optimizer.name)(
+    _update_kernel(rec, optimizer)(
         rec.records, rec.flags, slots, indices, 0,
         *_cut(starts, 0, len(indices), entries, values), starts, *entries, values,
-        optimizer.scalars(step, lr), *rec.init_args, _counter(),
+        _scalars(rec, optimizer, step, lr), rounding_key(rec.seed, step),
+        *rec.init_args, _counter(),
     )  # fmt: skip
 
 
@@ -457,7 +496,7 @@ def dots(
     """(L,) float32: <grad[bag of k], weight[indices[k]]>; 0 at padded positions."""
     guard_fork()
     out = np.empty(len(indices), np.float32)
-    _dots.dots_cpu(rec.dim)(
+    _dots.dots_cpu(rec.dim, rec.precision.dtype)(
         rec.records, slots, indices, grad, _NO_INDICES if bag_ids is None else bag_ids,
         padding_idx, *rec.init_args, _counter(), out,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_embed import reference_formats as formats
 from sparse_embed._typing import INITIALIZERS, AnyArray, FloatArray, IndexArray
 
 BLOCK = 256
@@ -83,10 +84,26 @@ def initialize(init: Any, seed: int, rows: AnyArray, dim: int) -> FloatArray:
 
 def weight_rows(rec: Any, slots: AnyArray, indices: AnyArray) -> FloatArray:
     """Weights of rows that are not padding: (n, D), virgin ones generated."""
+    dtype = rec.precision.dtype
+    if dtype != "float32":
+        return _narrow_rows(rec, slots, indices)
     rows = rec.records[slots, : rec.dim].copy()
     virgin = rec.records.view(np.uint32)[slots, 0] == 0
     rows[virgin] = initialize(rec.init, rec.seed, indices[virgin], rec.dim)
     return np.asarray(rows, np.float32)
+
+
+def _narrow_rows(rec: Any, slots: AnyArray, indices: AnyArray) -> FloatArray:
+    dtype = rec.precision.dtype
+    rows = np.zeros((len(slots), rec.dim), np.float32)
+    for i, (slot, row) in enumerate(zip(slots, indices, strict=True)):
+        record = rec.records[slot]
+        if formats.is_virgin(record, dtype):
+            first = initialize(rec.init, rec.seed, np.array([row]), rec.dim)[0]
+            rows[i] = formats.settle(first, dtype)
+        else:
+            rows[i] = formats.read_weight(record, rec.dim, dtype)
+    return rows
 
 
 def lookup(rec: Any, slots: AnyArray, indices: IndexArray, padding_idx: int) -> FloatArray:
@@ -313,6 +330,8 @@ def apply(
     """Clipping and optimizer step of the rows with these gradients, in place."""
     p = optimizer.scalars(step, lr)
     state = optimizer.state_fields(rec.dim)
+    if rec.precision.dtype != "float32" or rec.precision.state_dtype != "float32":
+        return _apply_narrow(rec, slots, indices, values, optimizer, step, lr)
     for slot, row, value in zip(slots, indices, values, strict=True):
         record = rec.records[slot]
         if record.view(np.uint32)[0] == 0:
@@ -325,6 +344,35 @@ def apply(
         _ROWS[optimizer.name](record, g, rec.dim, p)
         if record.view(np.uint32)[0] == 0:
             record[0] = -0.0
+        rec.flags[slot] |= 1
+
+
+def _apply_narrow(
+    rec: Any,
+    slots: IndexArray,
+    indices: IndexArray,
+    values: FloatArray,
+    optimizer: Any,
+    step: int,
+    lr: float,
+) -> None:
+    """The same where records are narrower: widen a row, move it in float32, round it back."""
+    p = optimizer.scalars(step, lr)
+    state = optimizer.state_fields(rec.dim)
+    places = formats.fields(rec.dim, state, rec.precision)
+    for slot, index, value in zip(slots, indices, values, strict=True):
+        record = rec.records[slot]
+        if formats.is_virgin(record, rec.precision.dtype):
+            first = initialize(rec.init, rec.seed, np.array([index]), rec.dim)[0]
+            parts = [formats.settle(first, rec.precision.dtype)]
+            for field, (_, dtype, number) in zip(state, places[1:], strict=True):
+                parts.append(formats.settle(np.full(number, field.fill, np.float32), dtype))
+        else:
+            parts = [formats.read_field(record, place) for place in places]
+        row = np.concatenate(parts)
+        g = clip_row(value + F0, p[6], p[7])
+        _ROWS[optimizer.name](row, g, rec.dim, p)
+        formats.write_row(record, row, rec.dim, state, rec, step, int(index))
         rec.flags[slot] |= 1
 
 

@@ -124,6 +124,8 @@ class Store:
         num_embeddings: int,
         embedding_dim: int,
         dtype: str = "float32",
+        state_dtype: str = "float32",
+        rounding: str | None = None,
         init: Initializer | None = None,
         optimizer: Optimizer | None = None,
         seed: int = 0,
@@ -134,7 +136,17 @@ class Store:
         check_table_name(name)
         if name in self._tables:
             raise ArgumentError(f"name: the store already has a table {name!r}")
-        entry = make_entry(num_embeddings, embedding_dim, dtype, init, optimizer, seed, device)
+        entry = make_entry(
+            num_embeddings,
+            embedding_dim,
+            dtype,
+            init,
+            optimizer,
+            seed,
+            device,
+            state_dtype,
+            rounding,
+        )
         lr = optimizer.lr if optimizer is not None else 0.0
         memory = check_device(device)
         self._core.add_table(name, entry, lr, check_cache(cache_bytes), memory)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_embed import _validate, export
+from sparse_embed import _validate, export, quantize
 from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.commit import Commit
 from sparse_embed.errors import ArgumentError, StoreError
@@ -27,7 +27,7 @@ from sparse_embed.making import (
 )
 from sparse_embed.optim import Optimizer, check_lr
 from sparse_embed.sparse_grad import SparseGrad
-from sparse_embed.storage import fold, inspect, opening
+from sparse_embed.storage import filling, fold, inspect, opening
 from sparse_embed.storage import verify as checking
 from sparse_embed.storage.store import StoreCore, TableCore
 
@@ -60,6 +60,8 @@ class EmbeddingTable:
         num_embeddings: int,
         embedding_dim: int,
         dtype: str = "float32",
+        state_dtype: str = "float32",
+        rounding: str | None = None,
         init: Initializer | None = None,
         optimizer: Optimizer | None = None,
         seed: int = 0,
@@ -75,12 +77,18 @@ class EmbeddingTable:
                 None keeps the table in memory.
             num_embeddings: rows, E, up to what the file system allows in one file (ext4: 16 TiB).
             embedding_dim: columns, D.
-            dtype: of the weights; "float32".
+            dtype: of the stored weights: "float32", "bfloat16" or "float16".  Arithmetic, and what
+                comes out, is float32.
+            state_dtype: of optimizer state: "float32" or "bfloat16"; one number a row (the sum of
+                RowWiseAdagrad, exp_avg_sq of RowWiseAdam) stays float32.
+            rounding: how an update rounds to a narrower dtype: "stochastic" (default; unbiased, and
+                a function of seed, step, row and column, so repeatable) or "nearest" (ties to even;
+                small steps are lost).  Rows that are assigned are rounded to nearest.
             init: first weights of a row: Uniform(scale), Normal(std) or Zeros(); None is
                 Uniform(0.05).
             optimizer: SGD, Adagrad, RowWiseAdagrad, LazyAdam or RowWiseAdam; None: weights only,
                 which `assign` sets.
-            seed: of `init`.
+            seed: of `init` and of stochastic rounding.
             cache_bytes: memory for resident rows; None shares half of the machine's (or control
                 group's) memory with all other such tables.
             device: "cpu", "cuda" or "cuda:N": where resident rows are, and the work is done.  Of a
@@ -96,7 +104,17 @@ class EmbeddingTable:
             DeviceMemoryError: the GPU's memory is too small for that.
             StoreError: something is at `path`, or the disk or file system refuses.
         """
-        entry = make_entry(num_embeddings, embedding_dim, dtype, init, optimizer, seed, device)
+        entry = make_entry(
+            num_embeddings,
+            embedding_dim,
+            dtype,
+            init,
+            optimizer,
+            seed,
+            device,
+            state_dtype,
+            rounding,
+        )
         cache, memory = check_cache(cache_bytes), check_device(device)
         core = create_core(path, metadata, overwrite)
         try:
@@ -168,9 +186,9 @@ class EmbeddingTable:
         return self._table.entry.embedding_dim
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the weights."""
-        return np.dtype(self._table.entry.dtype)
+    def dtype(self) -> str:
+        """Of the stored weights: "float32", "float16", "bfloat16" or "int8"."""
+        return self._table.entry.dtype
 
     @property
     def init(self) -> Initializer:
@@ -222,7 +240,8 @@ class EmbeddingTable:
         where = "in memory" if self.path is None else repr(str(self.path))
         return (
             f"EmbeddingTable({where}, num_embeddings={self.num_embeddings}, "
-            f"embedding_dim={self.embedding_dim}, optimizer={self.optimizer!r}, step={self.step})"
+            f"embedding_dim={self.embedding_dim}, dtype={self.dtype!r}, "
+            f"optimizer={self.optimizer!r}, step={self.step})"
         )
 
     # ---- reading --------------------------------------------------------------------------------
@@ -469,6 +488,7 @@ class EmbeddingTable:
         return found
 
     def _need_optimizer(self) -> Optimizer:
+        self._need_trainable()
         optimizer = self._run.optimizer
         if optimizer is None:
             raise ArgumentError(
@@ -476,6 +496,13 @@ class EmbeddingTable:
                 "use assign(), or create it with an optimizer"
             )
         return optimizer
+
+    def _need_trainable(self) -> None:
+        if self.dtype == "int8":
+            raise ArgumentError(
+                "dtype: an int8 table is a quantised copy for lookups, its rows do not change; "
+                "train the table it was made from and quantize that again"
+            )
 
     # ---- setting rows ---------------------------------------------------------------------------
 
@@ -494,8 +521,10 @@ class EmbeddingTable:
             state: optional, field name -> (n, lanes) float32, as `state()` gives them.
 
         Raises:
-            ArgumentError: wrong shapes or dtypes, repeated indices, unknown state fields.
+            ArgumentError: wrong shapes or dtypes, repeated indices, unknown state fields; the
+                table is an int8 copy.
         """
+        self._need_trainable()
         rows = self._row_list(indices)
         if len(np.unique(rows)) != len(rows):
             raise ArgumentError("indices: expected distinct row numbers, got repeated ones")
@@ -523,6 +552,7 @@ class EmbeddingTable:
 
     def reset(self, indices: object) -> None:
         """Make rows untrained again: their weights are `init`'s, their optimizer state is fresh."""
+        self._need_trainable()
         rows = np.unique(self._row_list(indices))
         with self._core.using(write=True):
             self._run.reset(rows)
@@ -615,6 +645,53 @@ class EmbeddingTable:
         chosen = self._choose(rows)
         with self._core.using(write=False):
             return export.write(Path(path), chosen, self.embedding_dim, self._run.weights_of, names)
+
+    def quantize(
+        self,
+        dtype: str = "int8",
+        path: str | os.PathLike[str] | None = None,
+        *,
+        rows: object = "trained",
+        cache_bytes: int | None = None,
+        overwrite: bool = False,
+    ) -> EmbeddingTable:
+        """A copy of the weights in a narrower dtype, for lookups: a table of its own.
+
+        int8 is row-wise: each row has a scale and a bias in float32 and a byte a weight, and what
+        comes out is q scale + bias, off by at most half a scale, (max - min) / 510.  `lookup`,
+        `nearest` and `export` work as on any table; what would change rows is refused.
+
+        Args:
+            dtype: "int8", "float16" or "bfloat16".
+            path: directory of the new store; None keeps the copy in memory.  On disk it is written
+                whole or not at all.
+            rows: "trained": rows never trained stay uncopied and give `init`'s weights; "all"
+                writes every row; or row numbers.
+            cache_bytes: of the copy, as in `create`.
+            overwrite: remove a store that is at `path`.
+
+        Returns:
+            The copy; of one on disk, opened with mode "r".
+
+        Raises:
+            ArgumentError: an unknown dtype, `path` is this table's own, or int8 of a row with NaN
+                or infinity.
+            StoreError: something is at `path`, or the disk refuses.
+
+        Source: FBGEMM's fused 8-bit row-wise format.
+        """
+        entry = quantize.as_entry(self._table.entry, dtype)
+        chosen, cache = self._choose(rows), check_cache(cache_bytes)
+        own = None if self.path is None else os.path.realpath(self.path)
+        if path is not None and os.path.realpath(path) == own:
+            raise ArgumentError(f"path: {os.fspath(path)!r} is the table that is to be copied")
+        with self._core.using(write=False):
+            core = create_core(path, self.metadata, overwrite)
+            blocks = quantize.blocks(chosen, entry.layout(), self._run.weights_of)
+            filling.fill(core, _ONE_TABLE, entry, blocks, cache)
+        if path is None:
+            return EmbeddingTable(core, _ONE_TABLE)
+        return EmbeddingTable.open(path, "r", cache_bytes=cache_bytes)
 
     def __enter__(self) -> EmbeddingTable:
         return self

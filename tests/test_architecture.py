@@ -20,13 +20,14 @@ LAYERS = [
     {"errors", "_typing"},
     {"kernels"},
     {"device", "device_scan"},
-    {"_validate", "initializers", "optim", "reference", "reference_hashes", "reference_layers"},
+    {"_validate", "dtypes", "initializers", "optim", "reference"}
+    | {"reference_formats", "reference_hashes", "reference_layers"},
     {"ops", "keys"},
     {"ops_many"},
     {"sparse_grad", "storage", "batch", "commit"},
     {
         "execution", "executing", "cuda", "making", "table", "store", "bag", "layers", "export",
-        "nearest",
+        "nearest", "quantize",
     },
     {"collection", "collection_batch", "collection_run"},
     {"recommend", "text", "torch", "demo"},
@@ -124,7 +125,8 @@ def test_who_may_know_whom(path):
         allowed = {"kernels"} | ({"errors"} if module == "kernels._jit" else set())
         assert tops <= allowed, f"{path}: kernels know arrays only"
     if top(module).startswith("reference"):
-        assert tops <= {"_typing", "reference", "reference_hashes"}, f"{path}: plain NumPy only"
+        allowed = {"_typing", "reference", "reference_formats", "reference_hashes"}
+        assert tops <= allowed, f"{path}: plain NumPy only"
     if top(module) == "storage":
         assert not tops & {"ops", "optim", "initializers"}, f"{path}: storage moves records only"
     if "kernels" in tops and top(module) not in DOORS:

@@ -17,7 +17,7 @@ from sparse_embed.cli.demo import demo
 from sparse_embed.cli.doctor import doctor
 from sparse_embed.cli.keys import keys
 from sparse_embed.cli.models import recommend, train
-from sparse_embed.cli.tables import create, export, import_, info, lookup, nearest, verify
+from sparse_embed.cli.tables import create, export, import_, info, lookup, nearest, quantize, verify
 
 __all__ = ["main"]
 
@@ -46,6 +46,7 @@ for _command in (
     lookup,
     nearest,
     export,
+    quantize,
     import_,
     train,
     recommend,

@@ -46,6 +46,25 @@ _table_option = click.option("--table", "name", help="Which table, if the store 
     "--optimizer", type=click.Choice(list(_OPTIMIZERS)), default="lazy_adam", show_default=True
 )
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the stored weights.",
+)
+@click.option(
+    "--state-dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the optimizer's state.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["stochastic", "nearest"]),
+    help="How updates round to a narrower dtype; stochastic by default.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace a store that is at PATH.")
 @json_option
@@ -56,6 +75,9 @@ def create(
     init: str,
     optimizer: str,
     lr: float,
+    dtype: str,
+    state_dtype: str,
+    rounding: str | None,
     seed: int,
     overwrite: bool,
     as_json: bool,
@@ -69,6 +91,9 @@ def create(
         path,
         num_embeddings=num_embeddings,
         embedding_dim=embedding_dim,
+        dtype=dtype,
+        state_dtype=state_dtype,
+        rounding=rounding,
         init=initializer,
         optimizer=_optimizer(optimizer, lr),
         seed=seed,
@@ -173,6 +198,41 @@ def export(path: Path, output: Path, name: str | None, rows: str, as_json: bool)
     finally:
         store.close(checkpoint=False)
     emit({"rows": number, "output": output}, as_json)
+
+
+@click.command()
+@click.argument("path", type=_STORE)
+@click.argument("output", type=_STORE)
+@_table_option
+@click.option(
+    "--dtype",
+    type=click.Choice(["int8", "float16", "bfloat16"]),
+    default="int8",
+    show_default=True,
+    help="int8: a byte a weight, a scale and a bias a row.",
+)
+@click.option("--rows", type=click.Choice(["trained", "all"]), default="trained", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace a store that is at OUTPUT.")
+@json_option
+def quantize(
+    path: Path,
+    output: Path,
+    name: str | None,
+    dtype: str,
+    rows: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Copy a table's weights to a store at OUTPUT in a narrower dtype, for lookups."""
+    store = _open(path, as_json)
+    try:
+        with waiting("quantizing", as_json):
+            copied = _table(store, name).quantize(dtype, output, rows=rows, overwrite=overwrite)
+            facts = copied.info()
+            copied.close()
+    finally:
+        store.close(checkpoint=False)
+    emit(facts, as_json, f"wrote {output}")
 
 
 @click.command("import")

@@ -19,7 +19,8 @@ from numba import prange
 
 from sparse_embed.kernels._intrinsics import next_chunk, prefetch_row, row_pointer, stack_f32
 from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel
-from sparse_embed.kernels.lookup import MEAN, bag_scale, weight_row
+from sparse_embed.kernels.formats import lanes_of
+from sparse_embed.kernels.lookup import MEAN, WEIGHT_ROWS, bag_scale
 from sparse_embed.kernels.reduce import dot
 
 _AHEAD = 16
@@ -28,8 +29,9 @@ _ZERO = np.float32(0)
 
 
 @functools.cache
-def dots_cpu(dim: int):
+def dots_cpu(dim: int, dtype: str):
     digest = DIGEST
+    row_of, lanes = WEIGHT_ROWS[dtype], lanes_of(dim, dtype)
 
     @cpu_kernel
     def dots(
@@ -45,12 +47,12 @@ def dots_cpu(dim: int):
                 if begin >= num_positions:
                     break
                 for k in range(begin, min(num_positions, begin + _CHUNK)):
-                    prefetch_row(records, slots[min(k + _AHEAD, indices.shape[0] - 1)], dim)
+                    prefetch_row(records, slots[min(k + _AHEAD, indices.shape[0] - 1)], lanes)
                     if indices[k] == padding_idx:
                         out[k] = _ZERO
                         continue
                     bag = bag_ids[k] if bag_ids.shape[0] > 0 else k
-                    row = weight_row(
+                    row = row_of(
                         records, slots[k], indices[k], scratch, dim, seed, init_kind, init_param
                     )
                     out[k] = dot(row_pointer(grad, bag), row, dim)

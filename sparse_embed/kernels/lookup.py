@@ -6,7 +6,8 @@
 
     scale      sum: 1 · mean: 1 / sum_k w[k] · sqrtn: 1 / sqrt(sum_k w[k]^2) · 0 where that is 0/0
 
-Shapes   records (S, W) f4, weight in lanes [0, D) · slots (L,) i8: where the row of position k is
+Shapes   records (S, W) f4, weight in lanes [0, D), or narrower in dtype (`formats`)
+         slots (L,) i8: where the row of position k is
          indices (L,) i8 · offsets (B+1,) i8 · bounds: see `plan.cut_bags`
          weights (L,) f4, not used unless `weighted` · out (L, D) or (B, D) f4
 Order    left to right inside a bag, from +0.0; the scale is multiplied in at the end
@@ -34,6 +35,7 @@ from sparse_embed.kernels._intrinsics import (
     unlikely,
 )
 from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
+from sparse_embed.kernels.formats import PACKED_ROWS, lanes_of
 from sparse_embed.kernels.initialize import init_row
 from sparse_embed.kernels.lanes import (
     add_row,
@@ -67,6 +69,9 @@ def weight_row(records, slot, row, scratch, dim, seed, init_kind, init_param):
     return pointer
 
 
+WEIGHT_ROWS = {"float32": weight_row, **PACKED_ROWS}
+
+
 @device_function
 def bag_scale(denominator, mode):
     """What the sum of a bag is multiplied by, from its sum of w (mean) or w^2 (sqrtn)."""
@@ -78,8 +83,10 @@ def bag_scale(denominator, mode):
 
 
 @functools.cache
-def gather_cpu(dim: int):
+def gather_cpu(dim: int, dtype: str = "float32"):
     digest = DIGEST
+    row_of, lanes = WEIGHT_ROWS[dtype], lanes_of(dim, dtype)
+    packed = dtype != "float32"
     ahead = rows_ahead(dim)
 
     @cpu_kernel
@@ -93,10 +100,13 @@ def gather_cpu(dim: int):
                 if begin > last:
                     break
                 for k in range(begin, min(last + 1, begin + CHUNK)):
-                    prefetch_row(records, slot[min(k + ahead, last)], dim)
+                    prefetch_row(records, slot[min(k + ahead, last)], lanes)
                     target = row_pointer(out, k)
                     if index[k] == padding_idx:
                         zero_row(target, dim)
+                        continue
+                    if packed:
+                        row_of(records, slot[k], index[k], target, dim, seed, init_kind, init_param)
                         continue
                     source = row_pointer(records, slot[k])
                     if unlikely(bits(source[0]) == _VIRGIN):
@@ -108,11 +118,12 @@ def gather_cpu(dim: int):
 
 
 @functools.cache
-def pool_cpu(dim: int, weighted: bool):
+def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
     """Two kernels, because a product and a running denominator cost a fifth where all rows are in
     the cache.  Unweighted, the denominator is the count: 2^24 ones are 2^24, and one more of them
     leaves a float32 there."""
     digest = DIGEST
+    row_of, lanes = WEIGHT_ROWS[dtype], lanes_of(dim, dtype)
     ahead = rows_ahead(dim)
 
     @cpu_kernel
@@ -136,10 +147,10 @@ def pool_cpu(dim: int, weighted: bool):
                     zero_row(total, dim)
                     denominator, count = _ZERO, 0
                     for k in range(offset[b], offset[b + 1]):
-                        prefetch_row(records, slot[min(k + ahead, last)], dim)
+                        prefetch_row(records, slot[min(k + ahead, last)], lanes)
                         if index[k] == padding_idx:
                             continue
-                        row = weight_row(
+                        row = row_of(
                             records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
                         )
                         if weighted:
@@ -157,8 +168,9 @@ def pool_cpu(dim: int, weighted: bool):
 
 
 @functools.cache
-def pool_max_cpu(dim: int):
+def pool_max_cpu(dim: int, dtype: str = "float32"):
     digest = DIGEST
+    row_of, lanes = WEIGHT_ROWS[dtype], lanes_of(dim, dtype)
     ahead = rows_ahead(dim)
 
     @cpu_kernel
@@ -180,10 +192,10 @@ def pool_max_cpu(dim: int):
                     best = row_pointer(out, b)
                     none = True
                     for k in range(offsets[b], offsets[b + 1]):
-                        prefetch_row(records, slot[min(k + ahead, last)], dim)
+                        prefetch_row(records, slot[min(k + ahead, last)], lanes)
                         if index[k] == padding_idx:
                             continue
-                        row = weight_row(
+                        row = row_of(
                             records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
                         )
                         if none:
@@ -199,8 +211,9 @@ def pool_max_cpu(dim: int):
 
 
 @functools.cache
-def max_positions_cpu(dim: int):
+def max_positions_cpu(dim: int, dtype: str = "float32"):
     digest = DIGEST
+    row_of = WEIGHT_ROWS[dtype]
 
     @cpu_kernel
     def max_positions(
@@ -226,7 +239,7 @@ def max_positions_cpu(dim: int):
                     for k in range(offsets[b], offsets[b + 1]):
                         if index[k] == padding_idx:
                             continue
-                        row = weight_row(
+                        row = row_of(
                             records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
                         )
                         for d in range(dim):

@@ -11,6 +11,8 @@ Clip     first each value to [-clip_value, clip_value]; then, if the norm of wha
          clip_norm, times clip_norm / norm.  NaN stays NaN.
 Virgin   a row that was never written gets its first weights and its state's fill just before.
          A weight lane 0 that comes out as +0.0 is stored as -0.0.
+Narrow   a record narrower than float32 is widened to the stack, moved there by the same formula,
+         and rounded back (`formats`); its noise is a function of seed, step, row and column.
 Flags    flags[slot] |= 1 (dirty)
 Order    as `backward`; rows are independent, so the order of rows does not matter.
 Memory   no gradient of (L, D) or (U, D) exists, only the block sums of hot rows.  (Mode "max" goes
@@ -41,6 +43,18 @@ from sparse_embed.kernels._jit import DIGEST, WORKERS, cold_function, cpu_kernel
 from sparse_embed.kernels.adagrad import adagrad_row, row_wise_adagrad_row
 from sparse_embed.kernels.adam import lazy_adam_row, row_wise_adam_row
 from sparse_embed.kernels.backward import sum_segment
+from sparse_embed.kernels.formats import (
+    READERS,
+    SETTLERS,
+    WRITERS,
+    is_virgin_float32,
+    is_virgin_half,
+    keep_written_half,
+    lanes_of,
+    read_float32,
+    row_noise_key,
+    write_float32,
+)
 from sparse_embed.kernels.initialize import init_row
 from sparse_embed.kernels.reduce import dot
 from sparse_embed.kernels.sgd import sgd_row
@@ -95,17 +109,30 @@ def keep_written(record):
 
 
 @functools.cache
-def update_cpu(dim: int, name: str):
+def update_cpu(
+    dim: int, name: str, dtype: str = "float32", state_dtype: str = "float32", rounding: str = ""
+):
     digest = DIGEST
+    if dim == 1:  # one number a row stays float32
+        state_dtype = "float32"
     update_row, per_column, beyond = _ROWS[name]
     state_lanes = per_column * dim + beyond
-    used_lanes = dim + state_lanes
+    packed = dtype != "float32" or state_dtype != "float32"
+    weight_lanes, field_lanes = lanes_of(dim, dtype), lanes_of(dim, state_dtype)
+    beyond_at = weight_lanes + per_column * field_lanes
+    used_lanes = beyond_at + beyond
+    buffer_lanes = dim + state_lanes if packed else 1
+    read_weight, read_state, settle = READERS[dtype], READERS[state_dtype], SETTLERS[dtype]
+    write_weight = WRITERS[dtype, rounding or "nearest"]
+    write_state = WRITERS[state_dtype, rounding or "nearest"]
+    is_virgin = is_virgin_float32 if dtype == "float32" else is_virgin_half
+    keep = keep_written if dtype == "float32" else keep_written_half
 
     @cpu_kernel
     def update(
         records, flags, slots, indices, u0, bounds, blocks, block_sums, starts,
         bags, factors, factor_step, grad,
-        scalars, seed, init_kind, init_param, counter,
+        scalars, rounding_key, seed, init_kind, init_param, counter,
     ):  # fmt: skip
         _ = digest
         clips = scalars[CLIP_VALUE] < _INFINITY or scalars[CLIP_NORM] < _INFINITY
@@ -116,6 +143,7 @@ def update_cpu(dim: int, name: str):
             bag, factor = first(bags), first(factors)
             g = stack_f32(dim)
             block = stack_f32(dim)
+            buffer = stack_f32(buffer_lanes)
             while True:
                 chunk = next_chunk(counter, 0)
                 if chunk >= chunks:
@@ -132,13 +160,31 @@ def update_cpu(dim: int, name: str):
                         clip_row(g, dim, scalars[CLIP_VALUE], scalars[CLIP_NORM])
                     slot = slot_of[u - u0]
                     record = row_pointer(records, slot)
-                    if unlikely(bits(record[0]) == _VIRGIN):
+                    row = buffer if packed else record
+                    if unlikely(is_virgin(record)):
                         materialize(
-                            record, dim, state_lanes, indices[u],
+                            row, dim, state_lanes, indices[u],
                             seed, init_kind, init_param, scalars[FILL],
                         )  # fmt: skip
-                    update_row(record, g, dim, scalars)
-                    keep_written(record)
+                        settle(row, dim)
+                    elif packed:
+                        read_weight(row, record, dim)
+                        for i in range(per_column):
+                            field = at(record, weight_lanes + i * field_lanes)
+                            read_state(at(row, (i + 1) * dim), field, dim)
+                        last_field = at(row, (per_column + 1) * dim)
+                        read_float32(last_field, at(record, beyond_at), beyond)
+                    update_row(row, g, dim, scalars)
+                    if packed:
+                        key = row_noise_key(rounding_key, indices[u])
+                        write_weight(row, record, dim, key, 0)
+                        for i in range(per_column):
+                            field = at(record, weight_lanes + i * field_lanes)
+                            column = (i + 1) * dim
+                            write_state(at(row, column), field, dim, key, column)
+                        last_field = at(row, (per_column + 1) * dim)
+                        write_float32(last_field, at(record, beyond_at), beyond, key, 0)
+                    keep(record)
                     flags[slot] |= _DIRTY
 
     return update

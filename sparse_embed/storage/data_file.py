@@ -180,20 +180,20 @@ class DataFile:
 
     def written(self) -> Int64:
         """Rows that are not virgin here, ascending."""
-        found = [begin + np.flatnonzero(data.view("<u4")[:, 0]) for begin, data in self.blocks()]
+        found = [begin + np.flatnonzero(self.layout.written(data)) for begin, data in self.blocks()]
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def verify(self) -> Iterator[tuple[int, int]]:
         """Read every record, (bytes, rows found) at a time; CorruptStoreError when padding lanes
         are not zero."""
-        used = 4 * sum(lanes for _, lanes in self.layout.fields)
+        unused = self.layout.padding()
         for begin, data in self.blocks():
-            bad = np.flatnonzero(data[:, used:].any(axis=1))
+            bad = np.flatnonzero(data[:, unused].any(axis=1))
             if bad.size:
                 raise CorruptStoreError(
                     errno.EIO, f"{self.where}: row {begin + bad[0]} has bytes in its padding"
                 )
-            yield data.size, int(np.count_nonzero(data.view("<u4")[:, 0]))
+            yield data.size, int(np.count_nonzero(self.layout.written(data)))
 
     def copy_to(self, other: DataFile) -> None:
         """Copy every page that holds data to a new file of the same layout.  No fsync."""

@@ -2,7 +2,8 @@
 
     {"format": "sparse_embed store", "version": 1, "uuid": "…32 hex…",
      "tables": {NAME: {"file", "num_embeddings", "embedding_dim", "dtype", "init", "seed",
-                       "optimizer", "fields", "record_bytes"}},
+                       "optimizer", "fields", "record_bytes",
+                       "state_dtype", "rounding" (where not all is float32)}},
      "folded": n,        every commit up to n is in the data files (and in "state")
      "folding": m,       m >= n: a fold up to m may have begun, so no commit in [n, m) can be shown
      "state": {"tables": {NAME: {"step", "lr"}}, "metadata": {…}},   at commit "folded"
@@ -23,6 +24,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparse_embed.dtypes import FLOAT32, ROUNDINGS, STATES, STORED, Precision
 from sparse_embed.errors import CorruptStoreError, NotAStoreError, UnsupportedVersionError
 from sparse_embed.storage.files import Directory
 from sparse_embed.storage.layout import Layout
@@ -62,12 +64,19 @@ class TableEntry:
     seed: int
     optimizer: dict[str, Any] | None
     fields: tuple[tuple[str, int], ...]
+    state_dtype: str = "float32"
+    rounding: str = ""
+
+    @property
+    def precision(self) -> Precision:
+        return Precision(self.dtype, self.state_dtype, self.rounding)
 
     def layout(self) -> Layout:
         fields = (("weight", self.embedding_dim), *self.fields)
-        return Layout(self.num_embeddings, self.embedding_dim, fields)
+        return Layout(self.num_embeddings, self.embedding_dim, fields, self.precision)
 
     def to_dict(self, name: str) -> dict[str, Any]:
+        narrow = {"state_dtype": self.state_dtype, "rounding": self.rounding}
         return {
             "file": file_name(name),
             "num_embeddings": self.num_embeddings,
@@ -78,7 +87,7 @@ class TableEntry:
             "optimizer": self.optimizer,
             "fields": [list(field) for field in self.fields],
             "record_bytes": self.layout().record_bytes,
-        }
+        } | (narrow if self.precision != FLOAT32 else {})
 
 
 @dataclass
@@ -220,14 +229,32 @@ def _parse_table(name: str, entry: dict[str, Any]) -> TableEntry:
         seed=_count(entry["seed"], 1 << 64),
         optimizer=None if entry["optimizer"] is None else dict(entry["optimizer"]),
         fields=fields,
+        state_dtype=str(entry.get("state_dtype", "float32")),
+        rounding=str(entry.get("rounding", "")),
     )
-    if parsed.num_embeddings < 1 or parsed.embedding_dim < 1 or parsed.dtype != "float32":
-        raise ValueError(f"shape or dtype of table {name!r}")
+    if parsed.num_embeddings < 1 or parsed.embedding_dim < 1:
+        raise ValueError(f"shape of table {name!r}")
+    _check_precision(name, parsed)
     if any(not 1 <= lanes <= _LANES for lanes in (parsed.embedding_dim, *dict(fields).values())):
         raise ValueError(f"embedding_dim or fields of table {name!r}")
     if entry["file"] != file_name(name) or entry["record_bytes"] != parsed.layout().record_bytes:
         raise ValueError(f"file or record_bytes of table {name!r}")
     return parsed
+
+
+def _check_precision(name: str, entry: TableEntry) -> None:
+    """A dtype that a later version may know is no damage; an impossible combination is."""
+    if entry.dtype not in STORED or entry.state_dtype not in STATES:
+        raise UnsupportedVersionError(
+            errno.ENOTSUP,
+            f"table {name!r} is stored as {entry.dtype!r} with state in {entry.state_dtype!r}; "
+            f"this package knows {', '.join(STORED)} with state in {', '.join(STATES)}",
+        )
+    narrow = entry.state_dtype != "float32" or entry.dtype in ("float16", "bfloat16")
+    if entry.rounding not in (ROUNDINGS if narrow else ("",)):
+        raise ValueError(f"rounding of table {name!r}")
+    if entry.dtype == "int8" and (entry.fields or entry.state_dtype != "float32"):
+        raise ValueError(f"state of int8 table {name!r}")
 
 
 def _count(value: Any, limit: int = 1 << 62) -> int:

@@ -187,7 +187,7 @@ class RowStore:
         parts = []
         for begin in range(0, newer.size, self._chunk):
             part = newer[begin : begin + self._chunk]
-            parts.append(part[self.read(part).view(np.uint32)[:, 0] != 0])
+            parts.append(part[self.layout.written(self.read(part))])
         if self.file is not None:
             folded = self.file.written()
             parts.append(folded[~np.isin(folded, newer, assume_unique=True)])

@@ -208,7 +208,8 @@ def _signed(body: dict) -> bytes:
         ("tables/t/num_embeddings", 1.5),
         ("tables/t/embedding_dim", 1 << 40),
         ("tables/t/embedding_dim", 0),
-        ("tables/t/dtype", "float64"),
+        ("tables/t/dtype", "bfloat16"),
+        ("tables/t/rounding", "nearest"),
         ("tables/t/record_bytes", 8),
         ("tables/t/fields", [["sum", 0]]),
         ("tables/t/fields", [["sum", 1 << 50]]),
@@ -254,6 +255,11 @@ def test_store_json_of_another_kind():
     body["version"] = 2
     with pytest.raises(UnsupportedVersionError, match="upgrade"):
         manifest.decode(json.dumps(body).encode(), "x")
+    for where, dtype in (("dtype", "float8"), ("state_dtype", "float16")):
+        body = _store_json()
+        body["tables"]["t"][where] = dtype
+        with pytest.raises(UnsupportedVersionError, match=f"{dtype}.*this package knows"):
+            manifest.decode(_signed(body), "x")
     body = _store_json()
     body["folded"] = 2
     with pytest.raises(CorruptStoreError, match="checksum"):
