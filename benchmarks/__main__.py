@@ -106,11 +106,17 @@ def _run(name: str, settings: harness.Settings, data: dict[str, Any], target: Pa
 @cli.command("report")
 @click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Markdown here, plots beside it.")
-def report_(results: tuple[Path, ...], output: Path | None) -> None:
+@click.option(
+    "--remarks",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Markdown whose sections go under the suites of the same name.",
+)
+def report_(results: tuple[Path, ...], output: Path | None, remarks: Path | None) -> None:
     """Result files as Markdown; with --output, and matplotlib installed, with plots."""
     data = report.merged([_read(path) for path in results])
+    said = report.sections(remarks.read_text(encoding="utf-8")) if remarks else {}
     if output is None:
-        click.echo(report.markdown(data, {}))
+        click.echo(report.markdown(data, {}, said))
         return
     try:
         from benchmarks import plots
@@ -119,7 +125,7 @@ def report_(results: tuple[Path, ...], output: Path | None) -> None:
     except ImportError as error:
         drawn = {}
         click.echo(f"no plots: {error}; pip install -e '.[plot]'", err=True)
-    output.write_text(report.markdown(data, drawn), encoding="utf-8")
+    output.write_text(report.markdown(data, drawn, said), encoding="utf-8")
 
 
 @cli.command()

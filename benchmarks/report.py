@@ -82,22 +82,42 @@ def head(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def markdown(data: dict[str, Any], drawn: dict[str, list[Path]] | None = None) -> str:
-    """The whole result: head, what was to be reached, each suite with its plots."""
+def sections(text: str) -> dict[str, str]:
+    """Remarks in Markdown, by the heading ("## lookup") that they belong under."""
+    found: dict[str, str] = {}
+    for part in ("\n" + text).split("\n## ")[1:]:
+        heading, _, body = part.partition("\n")
+        found[heading.strip()] = body.strip()
+    return found
+
+
+def markdown(
+    data: dict[str, Any],
+    drawn: dict[str, list[Path]] | None = None,
+    remarks: dict[str, str] | None = None,
+) -> str:
+    """The whole result: head, what was to be reached, the field, each suite with its plots.
+
+    `remarks` go under their headings; they are written by who looked at the numbers.
+    """
+    remarks = remarks or {}
     copy_rate = data.get("machine", {}).get("stream copy, GB/s")
     lines = [head(data)]
     wanted = targets.rows(data)
     if wanted:
         lines += ["## What was to be reached", "", *markdown_table(targets.HEAD, wanted), ""]
+        lines += [remarks.get("What was to be reached", ""), ""]
     standing = [] if data.get("quick") else field.rows(data)
     if standing:
         about = (field.__doc__ or "").split("\n\n", 1)[1].strip()
         lines += ["## The field", "", *markdown_table(field.HEAD, standing), "", about, ""]
     for name, cases in data["suites"].items():
         lines.append(suite(name, cases, copy_rate))
+        if name in remarks:
+            lines += [remarks[name], ""]
         for path in (drawn or {}).get(name, []):
             lines += [f"![{name}]({path.parent.name}/{path.name})", ""]
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
