@@ -1,36 +1,85 @@
-"""Tables in GPU memory: says by name what is missing where there is none."""
+"""Tables in GPU memory against the same tables in the machine's; without a GPU, what is missing.
+
+Row numbers and gradients start as NumPy arrays on both sides, so a GPU's figures hold the way
+there and, for lookups, back.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from typing import Any
 
-from benchmarks.harness import Case, Settings
+import numpy as np
 
-ABOUT = "tables on a GPU"
+import sparse_embed as se
+from benchmarks.harness import Case, Competitor, Settings, gate, race
+from benchmarks.workloads import Workload
+from sparse_embed.errors import SparseEmbedError
+
+ABOUT = "lookup and step of tables on a GPU"
+
+GPU = "sparse_embed on a GPU"
+_SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 
 def missing() -> str | None:
     """Why there is nothing to time; None when there is a GPU that can be used."""
     try:
-        from numba import cuda
-    except ImportError as error:
-        return f"numba's CUDA target cannot be imported ({error})"
-    try:
-        if not cuda.is_available():
-            return "no CUDA GPU, or no driver, on this machine"
-    except Exception as error:  # a broken driver may raise anything
-        return f"CUDA cannot start ({type(error).__name__}: {error})"
-    import sparse_embed as se
-    from sparse_embed.errors import SparseEmbedError
-
-    try:
         se.EmbeddingTable.create(None, num_embeddings=1, embedding_dim=4, device="cuda").close()
     except SparseEmbedError as error:
         return str(error)
+    except Exception as error:  # a broken driver may raise anything
+        return f"CUDA cannot start ({type(error).__name__}: {error})"
     return None
 
 
 def run(settings: Settings) -> Iterator[Case]:
     reason = missing()
     if reason is not None:
-        yield Case("lookup and step on a GPU", absent={"sparse_embed on a GPU": reason})
+        yield Case("lookup and step on a GPU", absent={GPU: reason})
+        return
+    if _SIMULATED:
+        yield from _race(settings, Workload(200, 8, 4, 3))  # nothing to time: the gates alone
+        return
+    for batch in (256,) if settings.quick else (4096, 65_536):
+        rows = 20_000 if settings.quick else 10_000_000
+        yield from _race(settings, Workload(rows, 64, batch, 32))
+
+
+def _race(settings: Settings, work: Workload) -> Iterator[Case]:
+    sides = {
+        "sparse_embed": _table(work, "cpu"),
+        GPU: _table(work, "cuda"),
+    }
+    batches, offsets = work.batches(4), work.offsets()
+    shape = (work.batch_size, work.embedding_dim)
+    grad = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+
+    def lookup(table: se.EmbeddingTable, i: int) -> Any:
+        return np.asarray(table.lookup(batches[i % 4], offsets, mode="sum"))
+
+    def step(table: se.EmbeddingTable, i: int) -> None:
+        table.update(grad, batches[i % 4], offsets, mode="sum")
+        table.lookup(batches[i % 4][:1])  # the end of the work, not only of its launch
+
+    for what, run_ in (("lookup", lookup), ("update", step)):
+        competitors = [
+            Competitor(name, lambda i, t=table, f=run_: f(t, i), lambda t=table: lookup(t, 0))
+            for name, table in sides.items()
+        ]
+        gate(competitors, lookup(sides["sparse_embed"], 0), 1e-5, f"{what}: {work.name}")
+        yield race(f"{what}: {work.name}", competitors, settings.count(25, 2))
+    gate(competitors, lookup(sides["sparse_embed"], 0), 1e-5, f"after steps: {work.name}")
+    for table in sides.values():
+        table.close()
+
+
+def _table(work: Workload, device: str) -> se.EmbeddingTable:
+    return se.EmbeddingTable.create(
+        None,
+        num_embeddings=work.num_embeddings,
+        embedding_dim=work.embedding_dim,
+        optimizer=se.LazyAdam(1e-3),
+        device=device,
+    )
