@@ -228,10 +228,28 @@ def test_train_and_recommend(run, run_json, tmp_path):
     assert run("train", "recommender", tmp_path / "taken.csv.gz", "-o", model)[0] == 1
 
 
+def test_other_objectives_hashed_users_and_resume(run, run_json, tmp_path):
+    lines = [f"u{u};i{i}" for u in range(16) for i in range(16) if (u + i) % 2 == 0 and u != i]
+    (tmp_path / "taken.csv").write_text("\n".join(lines))
+    command = ["train", "recommender", tmp_path / "taken.csv", "-o", tmp_path / "model"]
+    command += ["--objective", "softmax", "--epochs", 2, "--hash-users", 1000, "--batch-size", 64]
+    facts = run_json(*command, "--embedding-dim", 8)
+    assert facts["objective"] == "softmax"
+    assert (facts["users"], facts["items"]) == (16, 16)
+    first = run_json("recommend", tmp_path / "model", "u3")
+    assert len(first["items"]) == 9
+    assert run("recommend", tmp_path / "model", "nobody")[0] == 1
+    assert run_json(*command, "--embedding-dim", 8, "--resume")["users"] == 16
+    assert run_json("recommend", tmp_path / "model", "u3") == first
+    code, _, err = run(*command, "--embedding-dim", 16, "--resume")
+    assert code == 2
+    assert "embedding_dim" in err
+
+
 def test_recommend_needs_a_model(run, table):
     code, _, err = run("recommend", table, "ann")
     assert code == 1
-    assert "expected a BPR model" in err
+    assert "expected a recommender" in err
 
 
 def test_doctor(run, run_json):

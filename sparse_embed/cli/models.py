@@ -43,6 +43,12 @@ def train() -> None:
 @click.option("--batch-size", type=click.IntRange(1), help="Interactions a step.")
 @click.option("--regularization", type=click.FloatRange(0), help="Weight of the L2 term.")
 @click.option("--negative-power", type=click.FloatRange(0), help="Of popularity, for negatives.")
+@click.option(
+    "--hash-users",
+    type=click.IntRange(1),
+    metavar="ROWS",
+    help="Hash users to this many rows instead of keeping their names.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same command.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
@@ -64,6 +70,7 @@ def recommender(
     batch_size: int | None,
     regularization: float | None,
     negative_power: float | None,
+    hash_users: int | None,
     resume: bool,
     seed: int,
     held_out: bool,
@@ -77,13 +84,17 @@ def recommender(
     if output.exists() and not resume:
         raise click.ClickException(f"{output} exists already; choose another --output")
     with waiting("starting", as_json):
+        import numpy as np
+
         from sparse_embed.recommend import Popularity, Recommender, evaluate, leave_one_out
         from sparse_embed.recommend.interactions_file import read_interactions, save_names
         from sparse_embed.recommend.loading import OBJECTIVES
 
     with progress_bar("reading", 1, as_json) as advance:
-        data = read_interactions(file, delimiter=delimiter, header=header, progress=advance)
-    users, items = data.user_items.shape
+        data = read_interactions(
+            file, delimiter=delimiter, header=header, hash_users=hash_users, progress=advance
+        )
+    users, items = int(np.count_nonzero(np.diff(data.user_items.indptr))), len(data.items)
     if not as_json:
         click.echo(f"{users:,} users, {items:,} items, {data.user_items.nnz:,} interactions")
     taken, test = data.user_items, None
@@ -146,7 +157,7 @@ def recommend(model: Path, user: str, k: int, everything: bool, as_json: bool) -
 
     with load(model) as loaded:
         data: NamedInteractions = load_names(loaded.store)
-        place = data.users.get(user)
+        place = data.user(user)
         if place is None:
             raise click.ClickException(f"{model}: user {user!r} was not in the training file")
         ids, scores = loaded.recommend(

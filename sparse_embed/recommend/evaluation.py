@@ -11,7 +11,7 @@ held-out items and hit_r = 1 where place r (from 1) holds one of them:
 
 averaged over the users with held-out items.
 
-    coverage@k  the share of all items that stand in somebody's first k places
+    coverage@k  how many items stand in somebody's first k places, as a share of those in training
 """
 
 from __future__ import annotations
@@ -102,8 +102,9 @@ def evaluate(
         if progress is not None:
             progress(min(start + _USERS, len(users)), len(users))
     metrics = {name: total / len(users) for name, total in totals.items()}
+    catalogue = max(1, len(np.unique(train_matrix.indices)))
     for place, length in enumerate(ks):
-        metrics[f"coverage@{length}"] = float(shown[place].mean())
+        metrics[f"coverage@{length}"] = int(shown[place].sum()) / catalogue
     return {**metrics, "users": float(len(users))}
 
 

@@ -15,6 +15,7 @@ import gzip
 import io
 import math
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 import scipy.sparse
 
 from sparse_embed.errors import ArgumentError, NotAStoreError
+from sparse_embed.keys import KeyHasher
 from sparse_embed.store import Store
 
 _DELIMITERS = ("\t", ";", "|", ",", " ")
@@ -32,11 +34,21 @@ _REPORT_EVERY = 1 << 14
 
 @dataclass(frozen=True)
 class NamedInteractions:
-    """users and items map a name to its number; user_items is (users, items) CSR."""
+    """users and items map a name to its number; user_items is (users, items) CSR.
+
+    users is empty where they were hashed to rows.
+    """
 
     users: dict[str, int]
     items: dict[str, int]
     user_items: scipy.sparse.csr_array
+
+    def user(self, name: str) -> int | None:
+        """The row of a user; None: never seen (a hashed user without interactions is one, too)."""
+        if self.users:
+            return self.users.get(name)
+        row = int(KeyHasher(self.user_items.shape[0])([name])[0])
+        return row if self.user_items.indptr[row + 1] > self.user_items.indptr[row] else None
 
 
 def read_interactions(
@@ -44,6 +56,7 @@ def read_interactions(
     *,
     delimiter: str | None = None,
     header: bool | None = None,
+    hash_users: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> NamedInteractions:
     """Read lines `user,item[,weight[,timestamp]]`.
@@ -53,6 +66,8 @@ def read_interactions(
         delimiter: one character; None: the first of tab ; | , and space in the first line.
         header: whether to skip the first line; None: skip it if it has a third column that is not
             a number, or if its first two fields are words like "user" and "item".
+        hash_users: number of rows; users are hashed to them (`KeyHasher`) and their names are not
+            kept: memory for names is that of the items alone, and two users may share a row.
         progress: called with the fraction of the file that is read.
 
     Raises:
@@ -62,9 +77,10 @@ def read_interactions(
     """
     users: dict[str, int] = {}
     items: dict[str, int] = {}
-    rows: list[int] = []
-    columns: list[int] = []
-    values: list[float] = []
+    # 20 bytes an interaction, however many; the file itself is never in memory.
+    rows, columns, values = array("q"), array("q"), array("f")
+    hasher = None if hash_users is None else KeyHasher(hash_users)
+    waiting: list[str] = []
     size = max(1, os.stat(path).st_size)
     with Path(path).open("rb") as raw:
         try:
@@ -75,7 +91,13 @@ def read_interactions(
                     )
                 weight = _weight(fields[2], path, number) if len(fields) > 2 else 1.0
                 if weight > 0:
-                    rows.append(users.setdefault(fields[0], len(users)))
+                    if hasher is None:
+                        rows.append(users.setdefault(fields[0], len(users)))
+                    else:
+                        waiting.append(fields[0])
+                        if len(waiting) == _REPORT_EVERY:
+                            rows.extend(hasher(waiting).tolist())
+                            waiting.clear()
                     columns.append(items.setdefault(fields[1], len(items)))
                     values.append(weight)
                 if progress is not None and number % _REPORT_EVERY == 0:
@@ -84,13 +106,16 @@ def read_interactions(
             raise ArgumentError(f"{path}: expected UTF-8 text, found {error}") from error
         except (gzip.BadGzipFile, EOFError, csv.Error) as error:
             raise ArgumentError(f"{path}: damaged or not a table: {error}") from error
+    if hasher is not None and waiting:
+        rows.extend(hasher(waiting).tolist())
     if not rows:
         raise ArgumentError(f"{path}: no interactions found")
     if progress is not None:
         progress(1.0)
+    shape = (len(users) if hash_users is None else hash_users, len(items))
     # Duplicate pairs add up: one interaction of a larger weight.
-    coordinates = (np.array(values, np.float32), (np.array(rows), np.array(columns)))
-    matrix = scipy.sparse.coo_array(coordinates, shape=(len(users), len(items)))
+    coordinates = tuple(np.frombuffer(part, part.typecode) for part in (rows, columns))
+    matrix = scipy.sparse.coo_array((np.frombuffer(values, "f"), coordinates), shape=shape)
     return NamedInteractions(users, items, scipy.sparse.csr_array(matrix))
 
 
@@ -119,14 +144,14 @@ def load_names(store: Store) -> NamedInteractions:
     items = _vocabulary(store, "items")
     indptr, indices = store.arrays["taken.indptr"], store.arrays["taken.indices"]
     arrays = (np.ones(len(indices), np.float32), indices, indptr)
-    matrix = scipy.sparse.csr_array(arrays, shape=(len(users), len(items)))
+    matrix = scipy.sparse.csr_array(arrays, shape=(len(indptr) - 1, len(items)))
     return NamedInteractions(users, items, matrix)
 
 
 def _vocabulary(store: Store, name: str) -> dict[str, int]:
     names = store.arrays[f"{name}.names"].tobytes()
     ends = store.arrays[f"{name}.ends"].tolist()
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][: len(ends)]
     parts = zip(starts, ends, strict=True)
     return {names[start:end].decode(): place for place, (start, end) in enumerate(parts)}
 

@@ -52,7 +52,7 @@ class Fixed:
 
 
 def test_metrics_by_hand():
-    train = scipy.sparse.csr_array((3, 9))
+    train = scipy.sparse.csr_array(np.array([[0] * 9, [1] * 9, [0] * 9]))
     test = np.zeros((3, 9))
     test[0, [4, 8]] = 1  # places 2 and none of the list 1, 4, 6
     test[2, [1, 4, 6, 0]] = 1  # places 1, 2, 3

@@ -106,3 +106,19 @@ def test_bad_files_are_named(tmp_path, content, said):
 def test_a_store_without_names(tmp_path):
     with se.Store.create(None) as store, pytest.raises(NotAStoreError, match="no names"):
         load_names(store)
+
+
+def test_users_hashed_to_rows(tmp_path):
+    path = write(tmp_path, "ann,tea\nbob,wine\nann,wine\n")
+    data = read_interactions(path, hash_users=1000)
+    assert data.users == {}
+    assert data.user_items.shape == (1000, 2)
+    ann, bob = se.KeyHasher(1000)(["ann", "bob"]).tolist()
+    assert data.user("ann") == ann
+    assert data.user("zoe") is None
+    assert data.user_items[[ann]].indices.tolist() == [0, 1]
+    assert data.user_items[[bob]].indices.tolist() == [1]
+    store = se.Store.create(None)
+    save_names(store, data, data.user_items)
+    assert load_names(store).user("bob") == bob
+    store.close()
