@@ -14,8 +14,9 @@ import numpy as np
 from sparse_embed._typing import METRICS, MODES, NO_PADDING, AnyArray, FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError, IndexRangeError
 from sparse_embed.kernels._jit import guard_fork
-from sparse_embed.kernels.bounds import count_outside_cpu
+from sparse_embed.kernels.bounds import count_outside_cpu, never_falls_cpu
 
+_INT64 = np.dtype(np.int64)
 _SMALL = 1 << 15  # below: NumPy is faster than a parallel kernel
 
 
@@ -39,6 +40,11 @@ def _plain(array: AnyArray, dtype: type[np.generic]) -> AnyArray:
             return np.empty(result.shape, dtype)
         result = np.asarray(_Alias(result))
     return result
+
+
+def is_plain_int64(array: object) -> bool:
+    """Ready for kernels as it is: the common case, told by three looks at the array."""
+    return type(array) is np.ndarray and array.dtype is _INT64 and array.flags.carray
 
 
 def as_padding_idx(padding_idx: object) -> int:
@@ -83,7 +89,12 @@ def _as_integers(name: str, values: object) -> AnyArray:
 
 
 def as_indices(
-    indices: object, num_embeddings: int, padding_idx: object = None, *, name: str = "indices"
+    indices: object,
+    num_embeddings: int,
+    padding_idx: object = None,
+    *,
+    name: str = "indices",
+    check: bool = True,
 ) -> IndexArray:
     """Row numbers as int64, checked against the table.
 
@@ -91,6 +102,7 @@ def as_indices(
         indices: any integer dtype and shape.
         num_embeddings: rows of the table, E.
         padding_idx: the one value that may lie outside, or None.
+        check: False leaves it to the caller to call `check_range` before a row is read.
 
     Returns:
         The same shape, int64.  With a `padding_idx` of 2^63 or more, its positions hold
@@ -100,6 +112,11 @@ def as_indices(
         ArgumentError: not an integer dtype.
         IndexRangeError: an index that is neither 0 <= index < E nor `padding_idx`.
     """
+    if padding_idx is None and is_plain_int64(indices):
+        plain: IndexArray = indices  # type: ignore[assignment]
+        if check:
+            check_range(plain, num_embeddings, name=name)
+        return plain
     array = _as_integers(name, indices)
     is_uint64 = array.dtype == np.uint64
     matched = None if padding_idx is None else as_integer("padding_idx", padding_idx)
@@ -110,9 +127,16 @@ def as_indices(
         matched = as_padding_idx(matched)
     result = _plain(array, np.uint64).view(np.int64) if is_uint64 else _plain(array, np.int64)
     flat = result.reshape(-1)
-    if _count_outside(flat, num_embeddings, matched):
+    if check and _count_outside(flat, num_embeddings, matched):
         _raise_range(array.reshape(-1), num_embeddings, matched, flat, name)
     return result
+
+
+def check_range(indices: IndexArray, num_embeddings: int, *, name: str = "indices") -> None:
+    """Raises IndexRangeError when an index is not 0 <= index < num_embeddings."""
+    flat = indices.reshape(-1)
+    if _count_outside(flat, num_embeddings, None):
+        _raise_range(flat, num_embeddings, None, flat, name)
 
 
 def _outside(flat: IndexArray, num_embeddings: int, matched: int | None) -> AnyArray:
@@ -159,6 +183,12 @@ def as_offsets(
     Raises:
         ArgumentError: wrong dtype, shape, first or last entry, or decreasing.
     """
+    if include_last_offset and is_plain_int64(offsets):
+        plain: IndexArray = offsets  # type: ignore[assignment]
+        if plain.ndim == 1 and len(plain) and plain[0] == 0 and plain[-1] == num_positions:
+            guard_fork()
+            if never_falls_cpu()(plain):
+                return plain
     array = _as_integers("offsets", offsets)
     if array.ndim != 1:
         raise ArgumentError(f"offsets: expected shape (B+1,), got {array.shape}")

@@ -16,6 +16,7 @@ class Batch:
     """indices (L,) int64; offsets (B+1,) int64, or None when unpooled; mode None then.
 
     lead: the shape of the result without its last axis: () of bags or of positions.
+    unchecked: the range of the indices is still to be checked, by `check` or by the kernel.
     """
 
     indices: IndexArray
@@ -25,6 +26,13 @@ class Batch:
     padding: int
     has_padding: bool  # padding alone cannot tell: -2^63 is a legal padding_idx and NO_PADDING
     lead: tuple[int, ...]
+    num_embeddings: int = 0
+    unchecked: bool = False
+
+    def check(self) -> None:
+        """Raises IndexRangeError when an index is outside the table."""
+        if self.unchecked:
+            _validate.check_range(self.indices, self.num_embeddings)
 
     @property
     def num_bags(self) -> int:
@@ -68,20 +76,25 @@ def make_batch(
     per_sample_weights: object,
     padding_idx: object,
     include_last_offset: bool,
+    later: bool = False,
 ) -> Batch:
     """Check the arguments of a call.  Shapes as EmbeddingTable.lookup says.
+
+    later: the range of indices may be left unchecked, where a kernel can do it in passing.
 
     Raises:
         ArgumentError, IndexRangeError: as `_validate` says; nothing has changed.
     """
-    checked = _validate.as_indices(indices, num_embeddings, padding_idx)
     padding = _validate.as_padding_idx(padding_idx)
     has_padding = padding_idx is not None
+    pools = (offsets is not None or mode is not None) and mode != "max"
+    unchecked = later and pools and not has_padding and _validate.is_plain_int64(indices)
+    checked = _validate.as_indices(indices, num_embeddings, padding_idx, check=not unchecked)
     if offsets is None and mode is None:
         if per_sample_weights is not None:
             raise ArgumentError("per_sample_weights: need a mode; an unpooled lookup takes none")
         flat = checked.reshape(-1)
-        return Batch(flat, None, None, None, padding, has_padding, checked.shape)
+        return Batch(flat, None, None, None, padding, has_padding, checked.shape, num_embeddings)
     pooling = _validate.as_mode("sum" if mode is None else mode)
     if offsets is None:
         if checked.ndim < 1:
@@ -96,4 +109,7 @@ def make_batch(
         )
         lead = (len(starts) - 1,)
     weights = _validate.as_per_sample_weights(per_sample_weights, checked.shape, pooling)
-    return Batch(checked.reshape(-1), starts, pooling, weights, padding, has_padding, lead)
+    flat = checked if checked.ndim == 1 else checked.reshape(-1)
+    return Batch(
+        flat, starts, pooling, weights, padding, has_padding, lead, num_embeddings, unchecked
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -73,6 +74,10 @@ class Execution:
         """The checked batch of a call; arguments as in `batch.make_batch`, from indices on."""
         return make_batch(self.table.entry.num_embeddings, *arguments)
 
+    def lookup_batch(self, *arguments: Any) -> Any:
+        """As `make_batch`; the pooling kernel may be left to check the range of the indices."""
+        return make_batch(self.table.entry.num_embeddings, *(*arguments, True))  # later
+
     def as_grad(self, grad: object, batch: Any, check_finite: bool) -> Any:
         """(B, D) the checked gradient of a batch's result."""
         checked = _validate.as_grad(grad, (*batch.lead, self.dim), check_finite=check_finite)
@@ -114,6 +119,9 @@ class Execution:
         operation: Callable[[ops.Records, IndexArray, Batch, int], np.ndarray],
     ) -> np.ndarray:
         """(B, D): [bags] = operation(records, slots, part, position of the part's first index)."""
+        if batch.unchecked and not self.table.rows.resident.whole:
+            batch.check()
+            batch = replace(batch, unchecked=False)
         reached = self._reach(batch)
         if reached is not None:
             return operation(*reached, batch, 0)
@@ -291,9 +299,13 @@ def coefficients(batch: Batch) -> ops.Coefficients:
 def _lookup(records: ops.Records, slots: IndexArray, batch: Batch, _begin: int) -> FloatArray:
     if batch.offsets is None or batch.mode is None:
         return ops.lookup(records, slots, batch.indices, batch.padding)
-    return ops.lookup_bags(
-        records, slots, batch.indices, batch.offsets, batch.weights, batch.mode, batch.padding
-    )
+    limit = batch.num_embeddings if batch.unchecked else None
+    where = records, slots, batch.indices, batch.offsets
+    try:
+        return ops.lookup_bags(*where, batch.weights, batch.mode, batch.padding, limit)
+    except ops.OutsideError:
+        batch.check()
+        raise
 
 
 def _max_positions(records: ops.Records, slots: IndexArray, batch: Batch, begin: int) -> IndexArray:

@@ -35,6 +35,9 @@ from sparse_embed.kernels import (
     bags as _bags,
 )
 from sparse_embed.kernels import (
+    bounds as _bounds,
+)
+from sparse_embed.kernels import (
     dots as _dots,
 )
 from sparse_embed.kernels import (
@@ -68,6 +71,7 @@ __all__ = [
     "NO_PADDING",
     "Coefficients",
     "Merged",
+    "OutsideError",
     "Records",
     "apply",
     "backward",
@@ -91,6 +95,10 @@ _ONE: FloatArray = np.ones(1, np.float32)  # stands for weights or scales that a
 
 
 _Entries: TypeAlias = tuple[IndexArray, FloatArray, int]
+
+
+class OutsideError(Exception):
+    """`lookup_bags` met an index outside its limit; the caller says which."""
 
 
 @dataclass(frozen=True)
@@ -193,20 +201,31 @@ def lookup_bags(
     per_sample_weights: FloatArray | None,
     mode: str,
     padding_idx: int,
+    limit: int | None = None,
 ) -> FloatArray:
-    """Rows, pooled in bags: (B, D) float32.  An empty bag gives zeros."""
+    """Rows, pooled in bags: (B, D) float32.  An empty bag gives zeros.
+
+    limit: with it the indices need not have been checked, but slots are indices; not for "max".
+
+    Raises:
+        OutsideError: an index is outside [0, limit).
+    """
     guard_fork()
     out = np.empty((len(offsets) - 1, rec.dim), np.float32)
     bounds = _plan.cut_bags_cpu()(offsets, _lookup.CHUNK)
     dtype = rec.precision.dtype
+    counter = _counter()
     where = rec.records, slots, indices, offsets, bounds
-    rest = padding_idx, *rec.init_args, _counter(), out
+    rest = padding_idx, *rec.init_args, counter, out
     if mode == "max":
         _lookup.pool_max_cpu(rec.dim, dtype)(*where, *rest)
-    else:
-        weights, weighted = _or_one(per_sample_weights)
-        kernel = _lookup.pool_cpu(rec.dim, bool(weighted), dtype)
-        kernel(*where, weights, MODES.index(mode), *rest)
+        return out
+    weights, weighted = _or_one(per_sample_weights)
+    most = _bounds.UNLIMITED if limit is None else np.uint64(limit)
+    kernel = _lookup.pool_cpu(rec.dim, bool(weighted), dtype)
+    kernel(*where, weights, MODES.index(mode), most, *rest)
+    if counter[1]:
+        raise OutsideError
     return out
 
 

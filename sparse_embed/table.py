@@ -289,7 +289,7 @@ class EmbeddingTable:
         mean, sqrtn).
         """
         with self._core.using(write=False), self._run.on_stream(stream):
-            batch = self._run.make_batch(
+            batch = self._run.lookup_batch(
                 indices, offsets, mode, per_sample_weights, padding_idx, include_last_offset
             )
             result = self._run.lookup(batch)

@@ -52,6 +52,8 @@ class DeviceExecution(Execution):
     def make_batch(self, *arguments: Any) -> Any:
         return make_device_batch(self.ops, self.table.entry.num_embeddings, *arguments)
 
+    lookup_batch = make_batch
+
     def as_grad(self, grad: object, batch: Any, check_finite: bool) -> Any:
         shape = (*batch.lead, self.dim)
         checked = as_device(self.ops, grad, shape, "grad", check_finite)

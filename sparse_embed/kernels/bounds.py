@@ -1,6 +1,7 @@
-"""Range check of a batch's indices, in one pass.
+"""Checks of a batch in one pass: the range of its indices, the order of its offsets.
 
 Shapes   indices (L,) i8 · outside (chunks,) i8: how many of each chunk are out of [0, E)
+         offsets (B+1,) i8
 """
 
 from __future__ import annotations
@@ -10,7 +11,22 @@ import functools
 import numpy as np
 from numba import prange
 
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel
+from sparse_embed.kernels._intrinsics import first
+from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function, serial_kernel
+
+UNLIMITED = np.uint64(2**64 - 1)
+"""A limit for indices that were checked before."""
+
+
+@device_function
+def all_inside(index, begin, end, limit, padding_idx):
+    """Are indices [begin, end) all below `limit`, or padding?  index: a pointer."""
+    outside = 0
+    if limit != UNLIMITED:
+        for k in range(begin, end):
+            if np.uint64(index[k]) >= limit and index[k] != padding_idx:
+                outside += 1
+    return outside == 0
 
 
 @functools.cache
@@ -31,3 +47,19 @@ def count_outside_cpu():
             outside[c] = count
 
     return count_outside
+
+
+@functools.cache
+def never_falls_cpu():
+    digest = DIGEST
+
+    @serial_kernel
+    def never_falls(offsets):
+        _ = digest
+        falls, offset = 0, first(offsets)
+        for b in range(offsets.shape[0] - 1):
+            if offset[b + 1] < offset[b]:
+                falls += 1
+        return falls == 0
+
+    return never_falls

@@ -11,6 +11,8 @@ Shapes   records (S, W) f4, weight in lanes [0, D), or narrower in dtype (`forma
          indices (L,) i8 · offsets (B+1,) i8 · bounds: see `plan.cut_bags`
          weights (L,) f4, not used unless `weighted` · out (L, D) or (B, D) f4
 Order    left to right inside a bag, from +0.0; the scale is multiplied in at the end
+Range    pooled with a `limit` other than UNLIMITED: the indices were not checked yet, so each chunk
+         is, before a row of it is read; counter[1] becomes 1 when one is outside, `out` is rubbish
 Virgin   weight lane 0 has all bits zero: the row's weights are its first ones (`initialize`)
 Padding  positions with indices[k] == padding_idx: zeros in gather, skipped when pooled
 Empty    an empty bag gives zeros in every mode, as torch.nn.EmbeddingBag
@@ -35,6 +37,7 @@ from sparse_embed.kernels._intrinsics import (
     unlikely,
 )
 from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
+from sparse_embed.kernels.bounds import all_inside
 from sparse_embed.kernels.formats import PACKED_ROWS, lanes_of
 from sparse_embed.kernels.initialize import init_row
 from sparse_embed.kernels.lanes import (
@@ -128,7 +131,7 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
 
     @cpu_kernel
     def pool(
-        records, slots, indices, offsets, bounds, weights, mode, padding_idx,
+        records, slots, indices, offsets, bounds, weights, mode, limit, padding_idx,
         seed, init_kind, init_param, counter, out,
     ):  # fmt: skip
         _ = digest
@@ -143,6 +146,10 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
                 chunk = next_chunk(counter, 0)
                 if chunk >= chunks:
                     break
+                begin, end = offset[bounds[chunk]], offset[bounds[chunk + 1]]
+                if not all_inside(index, begin, end, limit, padding_idx):
+                    counter[1] = 1
+                    continue
                 for b in range(bounds[chunk], bounds[chunk + 1]):
                     zero_row(total, dim)
                     denominator, count = _ZERO, 0

@@ -83,6 +83,11 @@ class Slots:
         """The most rows that can be in memory at one time."""
         raise NotImplementedError
 
+    @property
+    def whole(self) -> bool:
+        """Every row of the table is in memory, at the slot of its number."""
+        return False
+
     def trim(self) -> None:
         """Give memory back that indexes have come to need."""
 
@@ -175,6 +180,10 @@ class IdentitySlots(Slots):
     @property
     def index(self) -> NDArray[np.uint64] | None:
         return self._present
+
+    @property
+    def whole(self) -> bool:
+        return self._present is None
 
     @property
     def limit(self) -> int:
