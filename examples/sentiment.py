@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:  # saved: a store, loaded in milliseconds
         model.save(Path(folder) / "model")
         with TextClassifier.load(Path(folder) / "model") as loaded:
-            questions = ["not a good film", "it was not bad at all", "gripping and funny", "a mess"]
+            questions = ["not good at all", "it was not bad to me", "gripping and funny", "a mess"]
             for text, chance in zip(questions, loaded.predict_proba(questions), strict=True):
                 share = chance[list(loaded.classes_).index("liked")]
                 print(f"  {text:<24} liked with probability {share:.2f}")
