@@ -87,10 +87,7 @@ class Interactions:
                 user took every item); 2**32 interactions or more.
         """
         matrix = as_interactions(user_items)
-        catalogue = np.unique(matrix.indices)
-        if known is not None:
-            catalogue = np.union1d(catalogue, known)
-        columns = np.searchsorted(catalogue, matrix.indices)
+        catalogue, columns = _catalogue(matrix.indices, matrix.shape[1], known)
         counts = np.diff(matrix.indptr).astype(np.int64)
         keep = counts < len(catalogue)
         if not keep.all():
@@ -111,6 +108,23 @@ class Interactions:
 
     def __len__(self) -> int:
         return len(self.columns)
+
+
+def _catalogue(
+    indices: npt.NDArray[Any], width: int, known: IndexArray | None
+) -> tuple[IndexArray, npt.NDArray[Any]]:
+    """The items that occur or are known, ascending, and the place of each of `indices` in it."""
+    if width > 4 * len(indices) + (1 << 20):  # far more virtual items than interactions
+        catalogue = np.unique(indices)
+        if known is not None:
+            catalogue = np.union1d(catalogue, known)
+        return catalogue, np.searchsorted(catalogue, indices)
+    present = np.zeros(width, bool)
+    present[indices] = True
+    if known is not None:
+        present[known] = True
+    places = np.cumsum(present, dtype=np.int64) - 1
+    return np.flatnonzero(present), places[indices]
 
 
 class Sampler:

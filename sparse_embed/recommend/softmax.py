@@ -45,7 +45,7 @@ class SampledSoftmax(ContrastModel):
         self,
         embedding_dim: int = 64,
         *,
-        epochs: int = 50,
+        epochs: int = 20,
         lr: float | None = None,
         regularization: float = 0.0,
         negative_power: float = 0.5,
