@@ -18,6 +18,7 @@ from sparse_embed.cli.doctor import doctor
 from sparse_embed.cli.keys import keys
 from sparse_embed.cli.models import recommend, train
 from sparse_embed.cli.tables import create, export, import_, info, lookup, nearest, quantize, verify
+from sparse_embed.cli.vectors import vectors
 
 __all__ = ["main"]
 
@@ -55,6 +56,7 @@ for _command in (
     doctor,
 ):
     cli.add_command(_command)
+train.add_command(vectors)
 
 
 def _is_ours(error: BaseException) -> bool:

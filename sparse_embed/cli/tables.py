@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparse_embed.cli._output import emit, json_option, progress_bar, table, waiting
+from sparse_embed.cli.vectors import nearest_words
 
 if TYPE_CHECKING:
     from sparse_embed.initializers import Initializer
@@ -154,7 +155,7 @@ def lookup(path: Path, indices: tuple[int, ...], name: str | None, as_json: bool
 
 @click.command()
 @click.argument("path", type=_STORE)
-@click.argument("indices", type=int, nargs=-1, required=True)
+@click.argument("rows", metavar="ROW_OR_WORD...", nargs=-1, required=True)
 @_table_option
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many.")
 @click.option(
@@ -162,21 +163,34 @@ def lookup(path: Path, indices: tuple[int, ...], name: str | None, as_json: bool
     type=click.Choice(["cosine", "dot", "euclidean"]),
     default="cosine",
     show_default=True,
+    help="Word vectors have cosine only.",
 )
 @json_option
 def nearest(
-    path: Path, indices: tuple[int, ...], name: str | None, k: int, metric: str, as_json: bool
+    path: Path, rows: tuple[str, ...], name: str | None, k: int, metric: str, as_json: bool
 ) -> None:
-    """Show the trained rows nearest to rows INDICES (exact)."""
+    """Show the trained rows nearest to some (exact); of word vectors, the words nearest to words.
+
+    A store that `train vectors` wrote is asked for words, unless --table says which of its tables
+    to take rows of.
+    """
     store = _open(path, as_json)
     try:
-        with waiting("searching", as_json):
-            source = _table(store, name)
-            found, scores = source.nearest(source.lookup(list(indices)), k=k, metric=metric)
+        words = _holds_words(store) and name is None
+        if not words:
+            indices = [_row_number(row) for row in rows]
+            with waiting("searching", as_json):
+                source = _table(store, name)
+                found, scores = source.nearest(source.lookup(indices), k=k, metric=metric)
     finally:
         store.close(checkpoint=False)
+    if words:
+        if metric != "cosine":
+            raise click.UsageError("--metric: words are compared by cosine only")
+        nearest_words(path, rows, k, as_json)
+        return
     if as_json:
-        emit({"indices": list(indices), "nearest": found, "scores": scores}, True)
+        emit({"indices": indices, "nearest": found, "scores": scores}, True)
         return
     for index, row, score in zip(indices, found, scores, strict=True):
         click.echo(f"row {index}")
@@ -318,6 +332,18 @@ def _open(path: Path, as_json: bool) -> Store:
     with waiting("starting", as_json):
         from sparse_embed.store import Store
     return Store.open(path, mode="r")
+
+
+def _holds_words(store: Store) -> bool:
+    model = store.metadata.get("model")
+    return isinstance(model, dict) and model.get("name") == "WordVectors"
+
+
+def _row_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise click.UsageError(f"expected row numbers, got {text!r}") from None
 
 
 def _table(store: Store, name: str | None) -> EmbeddingTable:

@@ -74,7 +74,7 @@ class Alignment:
             raise ArgumentError(f'method: expected "csls" or "nearest", got {method!r}')
         listed = [words] if isinstance(words, str) else list(words)
         queries = _unit(self.vectors_of(listed))
-        candidates = _unit(self.target.vectors())
+        candidates = _unit(self.target.vectors)
         names = self.target.words
         if method == "nearest":
             found, scores = _search(queries, candidates, number)
@@ -115,8 +115,8 @@ class Alignment:
         """(V_target,) r_S: the mean cosine of each target word to its nearest source words."""
         kept: dict[int, FloatArray] = self.__dict__.setdefault("_hubs", {})
         if neighbours not in kept:
-            sources = _unit(self.source.vectors() @ self.rotation)
-            targets = _unit(self.target.vectors())
+            sources = _unit(self.source.vectors @ self.rotation)
+            targets = _unit(self.target.vectors)
             near = [
                 _search(targets[begin : begin + _BLOCK], sources, neighbours)[1].mean(axis=1)
                 for begin in range(0, len(targets), _BLOCK)

@@ -139,7 +139,7 @@ def evaluate_word_analogies(
         names.append(section)
     if not questions:
         raise ArgumentError(f"{os.fspath(path)}: none of its questions is in the vocabulary")
-    vectors = model.vectors()[: len(words)]
+    vectors = model.vectors[: len(words)]
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = np.ascontiguousarray(vectors / np.where(norms > 0, norms, 1), np.float32)
     asked = np.array(questions, np.int64)

@@ -143,12 +143,15 @@ class VectorQueries:
             )
         return self.store.tables["input"].lookup(indices, offsets, mode="mean")
 
+    @property
     def vectors(self) -> FloatArray:
-        """The vectors of the whole vocabulary: (V, D) float32, in the order of `words`.
+        """The vectors of the whole vocabulary: (V, D) float32, in the order of `words`; read-only.
 
-        Computed once and kept until training goes on; a copy is given.
+        Computed when first asked for, and kept until training goes on.
         """
-        return self._vectors().copy()
+        view = self._vectors().view()
+        view.flags.writeable = False
+        return view
 
     def _vectors(self) -> FloatArray:
         if self._matrix is None:

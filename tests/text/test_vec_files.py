@@ -25,12 +25,12 @@ def test_word2vec_there_and_back(model, tmp_path, name):
     assert model.save_word2vec(tmp_path / name) == len(model)
     again = WordVectors.load_word2vec(tmp_path / name, batch_size=64, sample=0)
     assert again.words == model.words
-    assert (again.vectors() == model.vectors()).all()
+    assert (again.vectors == model.vectors).all()
     assert WordVectors.load_word2vec(tmp_path / name, limit=5).words == model.words[:5]
     with pytest.raises(KeyError):
         again["apples"]
     again.partial_fit(topics(20))
-    assert (again.vectors() != model.vectors()).any()
+    assert (again.vectors != model.vectors).any()
 
 
 def test_the_text_format_byte_by_byte(tmp_path):
@@ -49,7 +49,7 @@ def test_the_binary_format_byte_by_byte(tmp_path):
     for end in (b"\n", b""):  # word2vec's own, and gensim's
         (tmp_path / "v.bin").write_bytes(b"2 2\na " + rows[0] + end + b"b " + rows[1] + end)
         model = WordVectors.load_word2vec(tmp_path / "v.bin")
-        assert (model.vectors() == [[1, 2], [3, 4]]).all()
+        assert (model.vectors == [[1, 2], [3, 4]]).all()
     (tmp_path / "v.bin").write_bytes(b"2 2\n\xff " + rows[0] + b"a " + rows[1])
     assert WordVectors.load_word2vec(tmp_path / "v.bin").words == ["\ufffd", "a"]
 
@@ -89,7 +89,7 @@ def test_fasttext_there_and_back(tmp_path, options):
     model.save_fasttext(tmp_path / "m.bin")
     again = WordVectors.load_fasttext(tmp_path / "m.bin", model_path=tmp_path / "model", seed=0)
     assert again.words == model.words and (again.counts == model.counts).all()
-    assert (again.vectors() == model.vectors()).all()
+    assert (again.vectors == model.vectors).all()
     rows = np.arange(len(model))
     tables = model.store.tables, again.store.tables
     assert (tables[0]["output"].lookup(rows) == tables[1]["output"].lookup(rows)).all()
@@ -98,7 +98,7 @@ def test_fasttext_there_and_back(tmp_path, options):
     if not options:
         assert (again.vectors_of(OOV) == model.vectors_of(OOV)).all()
     again.partial_fit(topics(20))
-    assert (again.vectors() != model.vectors()).any()
+    assert (again.vectors != model.vectors).any()
     again.save_fasttext(tmp_path / "n.bin")
 
 

@@ -97,8 +97,7 @@ def _plain_negatives(random: int, sampler: Sampler, target: int, count: int):
     drawn = []
     number = len(sampler.threshold)
     while len(drawn) < count:
-        random = (random + GOLDEN) & MASK
-        random = _mix(random)
+        random = _mix((random + GOLDEN) & MASK)
         slot = _below(random, number)
         random = _mix((random + GOLDEN) & MASK)
         word = slot if random >> 32 < int(sampler.threshold[slot]) else int(sampler.alias[slot])
@@ -294,9 +293,9 @@ def test_interrupted_in_memory_is_gone():
 
 def test_partial_fit_goes_on():
     model = WordVectors(**SMALL).fit(topics(100))
-    before = model.vectors()
+    before = model.vectors
     model.partial_fit([*topics(50, seed=3), "wordnotknown apple pear"], lr=0.05)
-    assert (model.vectors() != before).any(axis=1).all()
+    assert (model.vectors != before).any(axis=1).all()
     assert model.counts.sum() == 150 * 8 + 2
     again = WordVectors(**SMALL).fit(topics(100))
     again.partial_fit([*topics(50, seed=3), "wordnotknown apple pear"], lr=0.05)
@@ -334,7 +333,7 @@ def test_queries(model):
     assert "apple" in model and "zebra" not in model and 3 not in model
     assert model["apple"].shape == (DIM,)
     assert (model[["apple", "pear"]][1] == model["pear"]).all()
-    assert (model.vectors()[model.words.index("pear")] == model["pear"]).all()
+    assert (model.vectors[model.words.index("pear")] == model["pear"]).all()
     assert model.vectors_of([]).shape == (0, DIM)
     found = model.most_similar(positive=["apple", "pear"], negative="saw", topn=3)
     assert len(found) == 3 and not {"apple", "pear", "saw"} & {word for word, _ in found}
@@ -344,7 +343,7 @@ def test_queries(model):
     )
     table = model.static_table()
     assert table.optimizer is None
-    assert (table.lookup(np.arange(12)) == model.vectors()).all()
+    assert (table.lookup(np.arange(12)) == model.vectors).all()
 
 
 def test_a_word_never_seen_is_the_mean_of_its_ngrams(model):

@@ -87,7 +87,7 @@ def test_gensim_measures_the_same(space, tmp_path):
     _pairs_file(tmp_path / "pairs.tsv", space)
     _analogies_file(tmp_path / "questions.txt")
     theirs = gensim.KeyedVectors(DIM)
-    theirs.add_vectors(space.words, space.vectors())
+    theirs.add_vectors(space.words, space.vectors)
     pearson, spearman, _ = theirs.evaluate_word_pairs(str(tmp_path / "pairs.tsv"))
     found = evaluate_word_pairs(space, tmp_path / "pairs.tsv")
     assert found.spearman == pytest.approx(spearman.statistic, abs=1e-6)
@@ -119,7 +119,7 @@ def test_bad_evaluation_files(space, tmp_path):
 def _rotated(space, noise: float):
     rng = np.random.default_rng(3)
     rotation, _ = np.linalg.qr(rng.standard_normal((DIM, DIM)))
-    vectors = space.vectors() @ rotation
+    vectors = space.vectors @ rotation
     vectors = vectors + noise * rng.standard_normal(vectors.shape)
     order = rng.permutation(len(space))
     words = np.array([f"{word}-x" for word in space.words])
@@ -153,8 +153,8 @@ def test_csls_finds_more_than_the_plain_neighbour(space):
 def test_csls_is_its_formula(space):
     target, _, pairs = _rotated(space, 1.0)
     aligned = align(space, target, pairs[:150])
-    x = space.vectors() @ aligned.rotation
-    y = target.vectors()
+    x = space.vectors @ aligned.rotation
+    y = target.vectors
     cosines = x @ y.T / np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1))
     near_x = np.sort(cosines, axis=1)[:, -5:].mean(axis=1)
     near_y = np.sort(cosines, axis=0)[-5:].mean(axis=0)
