@@ -25,12 +25,10 @@ KINDS = (tokenize.STRING, tokenize.COMMENT)
 
 
 def library_text() -> list[str]:
-    """The words of each string and comment of the standard library with at least four of them."""
+    """The words of the strings and comments in the library's modules, four or more of each."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     texts = []
-    for path in sorted(folder.glob("*.py")) + sorted(folder.glob("[a-z]*/*.py")):
-        if {"site-packages", "dist-packages", "test", "tests"} & set(path.parts):
-            continue
+    for path in sorted(folder.glob("*.py")):
         try:
             tokens = list(tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline))
         except (SyntaxError, ValueError, tokenize.TokenError):
@@ -55,7 +53,7 @@ def main() -> None:
         path = Path(folder) / "vectors"
         started = time.perf_counter()
         model = WordVectors(
-            embedding_dim=64, epochs=15, min_count=3, sample=1e-3, num_buckets=200_000, path=path
+            embedding_dim=64, epochs=10, min_count=3, sample=1e-3, num_buckets=200_000, path=path
         )
         losses: dict[int, float] = {}
         model.fit(corpus, progress=lambda at: losses.update({at.epoch: at.loss}))

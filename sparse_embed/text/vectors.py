@@ -14,14 +14,13 @@ from sparse_embed.optim import SGD, Optimizer
 from sparse_embed.store import Store
 from sparse_embed.text import vectors_store
 from sparse_embed.text.corpus import Corpus, Vocabulary, make_vocabulary
-from sparse_embed.text.vectors_options import check_options
+from sparse_embed.text.vectors_options import batch_tokens, check_options
 from sparse_embed.text.vectors_queries import NotFittedError, VectorQueries
 from sparse_embed.text.vectors_store import Progress
 from sparse_embed.text.vectors_training import Objective, Sampler
 
 __all__ = ["NotFittedError", "VectorProgress", "WordVectors"]
 
-_BATCH = 2048
 _CLIP = 10.0
 
 
@@ -62,7 +61,7 @@ class WordVectors(VectorQueries):
         num_buckets: rows that n-grams share by hashing.  Untrained ones cost nothing.
         scheme: "fasttext" or "floret".
         num_hashes: rows of an n-gram, 1 to 4, floret only.
-        batch_size: tokens of running text a step; see Notes.
+        batch_size: tokens of running text a step; None: a 500th of the text, 256 to 4096.
         optimizer: of both tables; None is `SGD(lr, clip_norm=10)`.
         seed: the same seed and text give the same vectors, bit for bit, for any number of threads.
         path: directory of the store to train on; None: in memory.
@@ -96,7 +95,7 @@ class WordVectors(VectorQueries):
         num_buckets: int = 2_000_000,
         scheme: str = "fasttext",
         num_hashes: int = 1,
-        batch_size: int = _BATCH,
+        batch_size: int | None = None,
         optimizer: Optimizer | None = None,
         seed: int = 0,
         path: str | os.PathLike[str] | None = None,
@@ -175,7 +174,9 @@ class WordVectors(VectorQueries):
         )
         del counts
         self._begin(vocabulary)
-        at = Progress(options["epochs"], vocabulary.tokens, 0, self.optimizer.lr, 0)
+        tokens = vocabulary.tokens
+        size = batch_tokens(options, tokens)
+        at = Progress(options["epochs"], tokens, 0, self.optimizer.lr, 0, size)
         return self._train(source, at, progress, commit_every)
 
     def partial_fit(
@@ -212,7 +213,9 @@ class WordVectors(VectorQueries):
             raise ArgumentError(f"{source.name}: no word of the vocabulary occurs in it")
         runs = self.store.metadata.get("progress", {}).get("runs", 0)
         self._set_vocabulary(Vocabulary(old.words, old.counts + counts))
-        at = Progress(options["epochs"], int(counts.sum()), 0, rate, runs + 1)
+        tokens = int(counts.sum())
+        size = batch_tokens(options, tokens)
+        at = Progress(options["epochs"], tokens, 0, rate, runs + 1, size)
         return self._train(source, at, progress, commit_every)
 
     def _train(
@@ -222,7 +225,7 @@ class WordVectors(VectorQueries):
         progress: Callable[[VectorProgress], None] | None,
         commit_every: int,
     ) -> Self:
-        size = self.options["batch_size"]
+        size = at.batch_size
         try:
             self._commit(at)
             objective = self._objective(at.runs)

@@ -24,9 +24,9 @@ from sparse_embed.text.corpus import Vocabulary
 
 @dataclass
 class Progress:
-    """How far a training came: `tokens_done` of `epochs * tokens` read, in `batches` of an epoch.
+    """How far a training came: `tokens_done` of `epochs * tokens` read.
 
-    lr_from: where the learning rate started; it falls to 0 in a straight line.
+    lr: where the learning rate started.  runs: trainings before this one.  batch_size: tokens.
     """
 
     epochs: int
@@ -34,6 +34,7 @@ class Progress:
     tokens_done: int
     lr: float
     runs: int
+    batch_size: int
 
     @property
     def finished(self) -> bool:

@@ -8,9 +8,10 @@ import pytest
 import sparse_embed as se
 from sparse_embed.errors import ArgumentError, NotAStoreError, StoreError
 from sparse_embed.keys import NgramHasher
-from sparse_embed.text import WordVectors
+from sparse_embed.text import WordVectors, vectors_reference
 from sparse_embed.text.corpus import Corpus, make_vocabulary
 from sparse_embed.text.vectors import NotFittedError
+from sparse_embed.text.vectors_options import batch_tokens
 from sparse_embed.text.vectors_queries import UnknownWordError
 from sparse_embed.text.vectors_training import Objective, Sampler
 
@@ -72,87 +73,25 @@ def _objective(sg: bool, maxn: int, dim: int = DIM):
     return objective, tables, subwords, sampler, tokens, lines
 
 
-MASK = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15
-
-
-def _mix(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-    return z ^ (z >> 31)
-
-
-def _below(random: int, bound: int) -> int:
-    return (random * bound) >> 64
-
-
-def _plain_pairs(key: int, place: int, lines, window: int) -> list[int]:
-    """The other positions in a word's window, in order."""
-    half = 1 + _below(_mix(((key ^ 0xD1B54A32D192ED03) + place * GOLDEN) & MASK), window)
-    low, high = max(0, place - half), min(len(lines), place + half + 1)
-    return [q for q in range(low, high) if q != place and lines[q] == lines[place]]
-
-
-def _plain_negatives(random: int, sampler: Sampler, target: int, count: int):
-    drawn = []
-    number = len(sampler.threshold)
-    while len(drawn) < count:
-        random = _mix((random + GOLDEN) & MASK)
-        slot = _below(random, number)
-        random = _mix((random + GOLDEN) & MASK)
-        word = slot if random >> 32 < int(sampler.threshold[slot]) else int(sampler.alias[slot])
-        if word != target:
-            drawn.append(word)
-    return drawn, random
-
-
-def _plain_step(objective, tables, subwords, sampler, tokens, lines, *, sg, negative, window):
-    """One batch in float64, pair by pair: the definition."""
-    weights = [table.lookup(np.arange(table.num_embeddings)).astype(np.float64) for table in tables]
-    moved = [np.zeros_like(w) for w in weights]
-    random = np.random.default_rng((5, 0, 7))
-    key = int(random.integers(0, 2**64, dtype=np.uint64))
-    kept = random.random(len(tokens), np.float32) < sampler.keep[tokens]
-    tokens, lines = tokens[kept], lines[kept]
-
-    def rows_of(word):
-        return subwords.indices[subwords.offsets[word] : subwords.offsets[word + 1]]
-
-    loss, pairs = 0.0, 0
-    for place, word in enumerate(tokens):
-        others = _plain_pairs(key, place, lines, window)
-        state = _mix((key + place * GOLDEN) & MASK)
-        if sg:
-            examples = [(rows_of(word), tokens[q]) for q in others]
-        elif others:
-            examples = [(np.concatenate([rows_of(tokens[q]) for q in others]), word)]
-        else:
-            examples = []
-        for rows, target in examples:
-            drawn, state = _plain_negatives(state, sampler, target, negative)
-            hidden = weights[0][rows].mean(axis=0)
-            pairs += 1
-            for k, output in enumerate([target, *drawn]):
-                x = hidden @ weights[1][output]
-                g = 1 / (1 + np.exp(-x)) - (k == 0)
-                loss -= np.log(1 - abs(g))
-                np.add.at(moved[0], rows, g * weights[1][output])
-                moved[1][output] += g * hidden
-    return [w - 0.1 * m for w, m in zip(weights, moved, strict=True)], loss, pairs
-
-
 @pytest.mark.parametrize(("sg", "maxn"), [(True, 5), (True, 0), (False, 5)])
 def test_one_batch_is_what_it_says(sg, maxn):
     objective, tables, subwords, sampler, tokens, lines = _objective(sg, maxn)
-    expected, loss, pairs = _plain_step(
-        objective, tables, subwords, sampler, tokens, lines, sg=sg, negative=4, window=3
-    )
+    weights = [table.lookup(np.arange(table.num_embeddings)).astype(np.float64) for table in tables]
+    random = np.random.default_rng((5, 0, 7))
+    key = int(random.integers(0, 2**64, dtype=np.uint64))
+    kept = random.random(len(tokens), np.float32) < sampler.keep[tokens]
+    assert 50 < kept.sum() < 200
+    *grads, loss, pairs = vectors_reference.train_batch(
+        *weights, lambda word: subwords([word])[0], tokens[kept], lines[kept], key=key,
+        threshold=sampler.threshold, alias=sampler.alias, sg=sg, window=3, negative=4,
+    )  # fmt: skip
     learned = objective.train_batch(tokens, lines, 0, 7, 0.1)
     assert learned.pairs == pairs > 50
     assert learned.loss == pytest.approx(loss, rel=1e-5)
-    for table, rows in zip(tables, expected, strict=True):
+    for table, before, grad in zip(tables, weights, grads, strict=True):
         found = table.lookup(np.arange(table.num_embeddings))
-        np.testing.assert_allclose(found, rows, atol=2e-5)  # float32 sums against float64
+        # Sums in float32 against float64.
+        np.testing.assert_allclose(found, before - 0.1 * grad, atol=2e-5)
 
 
 def test_negatives_follow_the_counts():
@@ -459,3 +398,11 @@ def test_a_line_longer_than_the_reading_buffer(tmp_path):
     batches = list(corpus.batches(vocabulary, 100_000))
     assert len(batches) == 8
     assert all((lines == 0).all() for _, lines in batches)
+
+
+def test_batches_fit_the_text():
+    for tokens, size in ((100, 256), (1_000_000, 2000), (10**9, 4096)):
+        assert batch_tokens({"batch_size": None}, tokens) == size
+    assert batch_tokens({"batch_size": 7}, 10**9) == 7
+    with pytest.raises(ArgumentError, match="batch_size: expected at least 2"):
+        WordVectors(batch_size=1)
