@@ -61,6 +61,11 @@ GOALS = (
     Goal("list[str]", "keys", r"^list\[str\] to", r"hash loop$", 1.8),
     Goal("strings to pooled vectors", "keys", "^strings to pooled", "^thinc with", 4),
     Goal("out-of-vocabulary vectors", "keys", "out-of-vocabulary", "^fastText", 10),
+    Goal("GPU bags, of the copy's rate", "cuda", "^bags on a GPU", "^copy$", 0.6),
+    Goal("GPU bags, torch", "cuda", "^bags on a GPU", "^torch$", 1.0),
+    Goal("GPU bags, FBGEMM", "cuda", "^bags on a GPU", "^FBGEMM$", 0.9),
+    Goal("GPU step, of the copy's rate", "cuda", "^LazyAdam step on a GPU", "^copy$", 0.5),
+    Goal("GPU step, torch", "cuda", "^LazyAdam step on a GPU", "^torch SparseAdam$", 8),
     Goal("commits", "durability", "a commit every", "^allowed for", -1.10),
 )
 

@@ -77,6 +77,10 @@ class EmbeddingBagCollection:
                 raise ArgumentError(
                     f"tables[{name!r}]: expected an EmbeddingTable, got {type(table).__name__}"
                 )
+            if table.device != "cpu":
+                raise ArgumentError(
+                    f"tables[{name!r}]: collections are of tables on the CPU, got {table.device!r}"
+                )
         chosen = {name: name for name in found} if features is None else dict(features)
         unknown = sorted({str(name) for name in chosen.values() if name not in found})
         if unknown or not chosen:

@@ -222,6 +222,12 @@ class EmbeddingTable:
         return self._table.step
 
     @property
+    def device(self) -> str:
+        """ "cpu" or "cuda:N": where resident rows are."""
+        memory = self._table.rows.memory
+        return "cpu" if memory is None else memory.name
+
+    @property
     def path(self) -> Path | None:
         """The store's directory; None in memory."""
         return self._core.path

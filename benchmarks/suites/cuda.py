@@ -1,7 +1,7 @@
 """Tables in GPU memory against the same tables in the machine's; without a GPU, what is missing.
 
-Row numbers and gradients start as NumPy arrays on both sides, so a GPU's figures hold the way
-there and, for lookups, back.
+Here row numbers and gradients start as NumPy arrays on both sides, so a GPU's figures hold the way
+there and, for lookups, back.  `benchmarks.gpu` has the races of arrays that lie on the GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import sparse_embed as se
+from benchmarks import gpu
 from benchmarks.harness import Case, Competitor, Settings, gate, race
 from benchmarks.workloads import Workload
 from sparse_embed.errors import SparseEmbedError
@@ -42,6 +43,7 @@ def run(settings: Settings) -> Iterator[Case]:
     if _SIMULATED:
         yield from _race(settings, Workload(200, 8, 4, 3))  # nothing to time: the gates alone
         return
+    yield from gpu.cases(settings)
     for batch in (256,) if settings.quick else (4096, 65_536):
         rows = 20_000 if settings.quick else 10_000_000
         yield from _race(settings, Workload(rows, 64, batch, 32))

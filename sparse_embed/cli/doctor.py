@@ -25,7 +25,7 @@ def doctor(as_json: bool) -> None:
 def _report() -> dict[str, Any]:
     from importlib.metadata import version
 
-    from sparse_embed import __version__
+    from sparse_embed import __version__, device
     from sparse_embed.kernels import _jit
 
     advice: list[str] = []
@@ -54,7 +54,7 @@ def _report() -> dict[str, Any]:
         },
         "kernel cache": cache or "none",
         "memory": {**_memory(), "huge pages": pages},
-        "cuda": _cuda(),
+        "cuda": device.cuda_status(),
         "advice": advice or "nothing stands in the way",
     }
 
@@ -107,17 +107,3 @@ def _memory() -> dict[str, Any]:
         "limit": f"{budget.memory_limit() / 2**30:.1f} GiB",
         "for resident rows": f"{budget.process_budget().total / 2**30:.1f} GiB",
     }
-
-
-def _cuda() -> str:
-    if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
-        return "simulator"
-    if not Path("/proc/driver/nvidia/version").exists():
-        return "no driver"
-    try:
-        from numba import cuda
-
-        usable = cuda.is_available()  # type: ignore[no-untyped-call]
-    except Exception as error:  # a broken driver must not break the report about it
-        return f"driver found, but Numba failed: {type(error).__name__}"
-    return "available" if usable else "driver found, but not usable from Numba"

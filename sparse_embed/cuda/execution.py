@@ -31,7 +31,8 @@ _SCORES = 1 << 24  # scores in memory at a time
 
 
 @functools.cache
-def _ops_of(memory: DeviceMemory) -> DeviceOps:
+def ops_of(memory: DeviceMemory) -> DeviceOps:
+    """The operations on a GPU; one for the process."""
     return DeviceOps(memory)
 
 
@@ -41,7 +42,7 @@ class DeviceExecution(Execution):
     def __init__(self, core: StoreCore, name: str, memory: DeviceMemory) -> None:
         super().__init__(core, name)
         self.memory = memory
-        self.ops = _ops_of(memory)
+        self.ops = ops_of(memory)
 
     # ---- arguments and results ------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from sparse_embed.kernels.cuda import (
     lookup,
     merge,
     records,
+    sampling,
     topk,
     update,
 )
@@ -106,6 +107,12 @@ def _of_any_dim() -> list[Entry]:
         ("missing", records.missing_cuda(), (B1, I1, i8, B1)),
         ("count", records.count_cuda(), (I1,)),
         ("take", records.take_cuda(), (I1, I1, I1)),
+        (
+            "sample_triplets",
+            sampling.sample_triplets_cuda(),
+            (u8, u8, u8, C1, C1, I1, I1, U1, B1, u8, I1, I2),
+        ),
+        ("sample_shared", sampling.sample_shared_cuda(), (u8, u8, U1, I1)),
         ("hash_strings", hashing.hash_strings_cuda(), (B1, I1, U2, u8, I2)),
     ]
     for scheme in hashing.SCHEMES:

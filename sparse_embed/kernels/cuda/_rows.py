@@ -5,7 +5,7 @@ the columns first + (c lanes + l) vec + v for c < chunks, v < vec, in registers:
 
     vec     4 where D is a multiple of 4 (rows then begin at 16 bytes), else 1
     lanes   a power of 2, at most a warp; 64 columns take half a warp, 16 bytes a lane
-    chunks  at most 8 registers a lane and array; wider rows are walked in tiles
+    chunks  as many as fit 4 registers a lane and array; wider rows are walked in tiles
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sparse_embed.kernels.initialize import (
     uniform_value,
 )
 
-_REGISTERS = 8
+_REGISTERS = 4
 _ZERO = np.float32(0)
 _ONE = np.uint64(1)
 

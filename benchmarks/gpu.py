@@ -1,0 +1,263 @@
+"""Tables in GPU memory against the card's own copy, torch and FBGEMM on the same card.
+
+    bags      65,536 x 32 of 64 columns, uniform over a table many times the L2 cache
+    step      backward and LazyAdam of the same batch, fused; torch's EmbeddingBag and SparseAdam
+    cache     a table ten times its cache, Zipf(1.05), with and without prefetch of the next batch
+
+Times are the device's, between two events on the default stream, after a warm-up; rounds take
+turns.  "copy" moves as many bytes as the rows of the batch have, from one place of the card to
+another: its samples say what the memory can do today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+import sparse_embed as se
+from benchmarks.harness import Case, Competitor, Settings, gate
+from benchmarks.workloads import Workload
+
+_WARM_UP = 3
+_CHECKED = 32  # bags that are compared with sums in float64
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    """For a machine with a GPU."""
+    base = Workload(batch_size=65_536, alpha=0.0).changed(settings)
+    if settings.quick:
+        base = replace(base, num_embeddings=50_000, batch_size=1024, bag_size=8)
+    yield _bags(settings, base)
+    yield _step(settings, base)
+    yield from _cache(settings, replace(base, alpha=1.05, batch_size=base.batch_size // 16))
+
+
+def device_race(
+    name: str, competitors: list[Competitor], rounds: int, absent: dict[str, str], moved: int
+) -> Case:
+    """As `harness.race`, timed by the device's events."""
+    from sparse_embed.kernels.cuda._shim import cuda
+
+    case = Case(name, {competitor.name: [] for competitor in competitors}, dict(absent))
+    case.moved_bytes = moved
+    for i in range(-_WARM_UP, rounds):
+        turn = i % len(competitors)
+        for competitor in [*competitors[turn:], *competitors[:turn]]:
+            if competitor.before is not None:
+                competitor.before(i)
+            cuda.synchronize()
+            begin, end = cuda.event(), cuda.event()
+            begin.record()
+            competitor.run(i)
+            end.record()
+            end.synchronize()
+            if i >= 0:
+                case.samples[competitor.name].append(cuda.event_elapsed_time(begin, end) / 1e3)
+    case.facts = {
+        f"{name}: GB/s": round(moved / case.median(name) / 1e9, 1) for name in case.samples
+    }
+    return case
+
+
+def _table(work: Workload, optimizer: Any, cache_bytes: int | None = None) -> se.EmbeddingTable:
+    """A table on the GPU whose rows were all trained."""
+    table = se.EmbeddingTable.create(
+        None,
+        num_embeddings=work.num_embeddings,
+        embedding_dim=work.embedding_dim,
+        optimizer=optimizer,
+        cache_bytes=cache_bytes,
+        device="cuda",
+    )
+    resident = table._table.rows.resident
+    lanes = table._table.rows.layout.lanes
+    block = np.random.default_rng(1).standard_normal((1 << 16, lanes)).astype(np.float32)
+    block = np.abs(block, out=block) * np.float32(0.01)
+    if table.info()["resident"] == "identity":
+        for begin in range(0, work.num_embeddings, len(block)):
+            rows = np.arange(begin, min(begin + len(block), work.num_embeddings))
+            resident.scatter(rows, block[: len(rows)])
+    return table
+
+
+def _upload(arrays: Any) -> list[Any]:
+    from sparse_embed.device import device_memory
+
+    return [device_memory(0).upload(array) for array in arrays]
+
+
+def _copy(nbytes: int) -> Competitor:
+    """The card's own copy of so many bytes; it reads and writes them."""
+    from sparse_embed.device import device_memory
+
+    memory = device_memory(0)
+    source, target = memory.zeros(nbytes // 2, np.uint8), memory.zeros(nbytes // 2, np.uint8)
+    return Competitor("copy", lambda i: memory.copy(target, source))
+
+
+def _torch(absent: dict[str, str]) -> Any:
+    """torch with a GPU, or None and the reason."""
+    try:
+        import torch
+    except ImportError as error:
+        absent["torch"] = f"not installed ({error})"
+        return None
+    if not torch.cuda.is_available():
+        absent["torch"] = "this build of torch sees no GPU"
+        return None
+    return torch
+
+
+def _bags(settings: Settings, work: Workload) -> Case:
+    table = _table(work, None)
+    batches, offsets = work.batches(4), work.offsets()
+    ids, starts = _upload(batches), _upload([offsets])[0]
+    moved = work.length * work.embedding_dim * 4
+    some = batches[0][: offsets[_CHECKED]]
+    rows = np.asarray(table.lookup(some), np.float64)
+    expected = np.add.reduceat(rows, offsets[:_CHECKED])
+    absent: dict[str, str] = {}
+
+    def ours(i: int) -> Any:
+        return table.lookup(ids[i % 4], starts, mode="sum")
+
+    competitors = [
+        Competitor("sparse_embed", ours, lambda: np.asarray(ours(0))[:_CHECKED]),
+        _copy(moved),
+    ]
+    torch = _torch(absent)
+    if torch is not None:
+        weight = torch.as_tensor(
+            table.lookup(_upload([np.arange(work.num_embeddings)])[0]), device="cuda"
+        )
+        tensors = [torch.as_tensor(batch, device="cuda") for batch in batches]
+        begins = torch.as_tensor(offsets[:-1].copy(), device="cuda")
+
+        def by_torch(i: int) -> Any:
+            with torch.no_grad():
+                return torch.nn.functional.embedding_bag(tensors[i % 4], weight, begins, mode="sum")
+
+        competitors.append(
+            Competitor("torch", by_torch, lambda: by_torch(0)[:_CHECKED].cpu().numpy())
+        )
+        fbgemm = _fbgemm_lookup(torch, weight, work, absent)
+        if fbgemm is not None:
+            every = torch.as_tensor(offsets, device="cuda")
+
+            def by_fbgemm(i: int) -> Any:
+                with torch.no_grad():
+                    return fbgemm(tensors[i % 4], every)
+
+            competitors.append(
+                Competitor("FBGEMM", by_fbgemm, lambda: by_fbgemm(0)[:_CHECKED].cpu().numpy())
+            )
+    # Sums of 32 float32 in another order: 32 * eps * the largest sum.
+    gate(competitors, expected, 1e-5, work.name)
+    case = device_race(
+        f"bags on a GPU: {work.name}", competitors, settings.count(50, 3), absent, moved
+    )
+    table.close()
+    return case
+
+
+def _fbgemm_lookup(torch: Any, weight: Any, work: Workload, absent: dict[str, str]) -> Any:
+    """FBGEMM's table on the GPU with these weights, or None and the reason."""
+    try:
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+            ComputeDevice,
+            SplitTableBatchedEmbeddingBagsCodegen,
+        )
+
+        shape = (work.num_embeddings, work.embedding_dim)
+        table = SplitTableBatchedEmbeddingBagsCodegen(
+            [(*shape, EmbeddingLocation.DEVICE, ComputeDevice.CUDA)]
+        )
+        table.split_embedding_weights()[0].copy_(weight)
+    except Exception as error:  # a build for the CPU fails in many ways
+        absent["FBGEMM"] = f"not on this GPU ({type(error).__name__}: {error})"
+        return None
+    return table
+
+
+def _step(settings: Settings, work: Workload) -> Case:
+    table = _table(work, se.LazyAdam(1e-3))
+    batches, offsets = work.batches(4), work.offsets()
+    ids, starts = _upload(batches), _upload([offsets])[0]
+    rng = np.random.default_rng(2)
+    host_grad = rng.standard_normal((work.batch_size, work.embedding_dim)).astype(np.float32)
+    grad = _upload([host_grad])[0]
+    touched = float(np.mean([len(np.unique(batch)) for batch in batches]))
+    record = table.info()["record_bytes"]
+    moved = int(touched * 2 * record + work.length * work.embedding_dim * 4)
+    absent: dict[str, str] = {}
+    competitors = [
+        Competitor("sparse_embed", lambda i: table.update(grad, ids[i % 4], starts, mode="sum")),
+        _copy(moved),
+    ]
+    torch = _torch(absent)
+    if torch is not None:
+        competitors.append(_torch_step(torch, work, batches, offsets, host_grad))
+    case = device_race(
+        f"LazyAdam step on a GPU: {work.name}", competitors, settings.count(30, 3), absent, moved
+    )
+    case.facts["unique rows"] = round(touched)
+    table.close()
+    return case
+
+
+def _torch_step(
+    torch: Any, work: Workload, batches: list[Any], offsets: Any, grad: Any
+) -> Competitor:
+    shape = (work.num_embeddings, work.embedding_dim)
+    bag = torch.nn.EmbeddingBag(*shape, mode="sum", sparse=True, device="cuda")
+    optimizer = torch.optim.SparseAdam(bag.parameters(), lr=1e-3)
+    tensors = [torch.as_tensor(batch, device="cuda") for batch in batches]
+    begins = torch.as_tensor(offsets[:-1].copy(), device="cuda")
+    upstream = torch.as_tensor(grad, device="cuda")
+    waiting: dict[str, Any] = {}
+
+    def forward(i: int) -> None:
+        optimizer.zero_grad()
+        waiting["out"] = bag(tensors[i % 4], begins)
+
+    def step(i: int) -> None:
+        waiting["out"].backward(upstream)
+        optimizer.step()
+
+    return Competitor("torch SparseAdam", step, before=forward)
+
+
+def _cache(settings: Settings, work: Workload) -> Iterator[Case]:
+    """All rows resident, against a tenth of them, with and without prefetch."""
+    batches, offsets = work.batches(6), work.offsets()
+    ids, starts = _upload(batches), _upload([offsets])[0]
+    rows = work.num_embeddings * work.embedding_dim * 4
+    tables = {
+        "sparse_embed": _table(work, None),
+        "a tenth of it": _table(work, None, rows // 10),
+        "a tenth of it, prefetch": _table(work, None, rows // 10),
+    }
+    # Rows that the small tables have not seen are virgin there: written ones cost the same reads.
+    competitors = []
+    for name, table in tables.items():
+        before: Callable[[int], Any] | None = None
+        if name.endswith("prefetch"):
+
+            def before(i: int, table: se.EmbeddingTable = table) -> None:
+                table.prefetch(batches[i % 6])
+
+        competitors.append(
+            Competitor(
+                name,
+                lambda i, table=table: table.lookup(ids[i % 6], starts, mode="sum"),
+                before=before,
+            )
+        )
+    moved = work.length * work.embedding_dim * 4
+    yield device_race(f"cache on a GPU: {work.name}", competitors, settings.count(20, 3), {}, moved)
+    for table in tables.values():
+        table.close()
