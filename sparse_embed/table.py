@@ -563,13 +563,26 @@ class EmbeddingTable:
         with self._core.using(write=True):
             self._run.reset(rows)
 
-    def prefetch(self, indices: object, *, padding_idx: int | None = None) -> None:
-        """Bring rows into the cache, as far as they fit, for the next batch to find."""
+    def prefetch(
+        self, indices: object, *, padding_idx: int | None = None, wait: bool = True
+    ) -> None:
+        """Bring rows into the cache, as far as they fit, for the next batch to find.
+
+        Args:
+            indices: any shape; `padding_idx` among them is passed over.
+            wait: False returns at once and changes nothing in the cache: a thread asks the kernel
+                to read what is on disk, while you compute; the next batch finds it in the kernel's
+                memory.  Call it with the batch after the one in hand.  (Linux; elsewhere it does
+                nothing.)  Results are the same with and without.
+        """
         rows = np.unique(_validate.as_indices(indices, self.num_embeddings, padding_idx))
         rows = rows[rows != _validate.as_padding_idx(padding_idx)]
         with self._core.using(write=False):
             resident = self._table.rows.resident
-            resident.slots(rows[: resident.capacity])
+            if wait:
+                resident.slots(rows[: resident.capacity])
+            else:
+                self._table.rows.read_ahead(rows[: resident.capacity])
 
     # ---- the store ------------------------------------------------------------------------------
 

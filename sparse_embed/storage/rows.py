@@ -24,6 +24,7 @@ from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import TableSection, segment_name
 from sparse_embed.storage.journal import Frame, FrameWriter, Journal, read_failed
 from sparse_embed.storage.layout import Layout
+from sparse_embed.storage.read_ahead import HAS_ADVICE, read_ahead
 from sparse_embed.storage.resident import IdentitySlots, IndexedSlots, Slots
 from sparse_embed.storage.rowmap import RowMap
 from sparse_embed.storage.scratch import Scratch
@@ -155,6 +156,27 @@ class RowStore:
         if self.file is not None:
             found |= self.file.maybe_stored(rows)
         return found
+
+    def read_ahead(self, rows: Int64) -> None:
+        """Let a thread ask the kernel for the records of `rows` that are on disk, not in memory."""
+        absent = rows[self.resident.find(rows) < 0]
+        if not HAS_ADVICE or not absent.size:
+            return
+        size = self.layout.record_bytes
+        slots = self._scratch.find(absent)
+        places = self._scratch.places(slots[slots >= 0])
+        absent = absent[slots < 0]
+        found = self.committed.find(absent)
+        if self._journal is not None:
+            for number, _, offsets in split_places(found[found >= 0]):
+                places.append((self._journal.segments[number].fd, offsets))
+        if self.file is not None:
+            folded = absent[found < 0]
+            folded = folded[self.file.maybe_stored(folded)]
+            if folded.size:
+                places.append((self.file.fd, self.file.offsets(folded)))
+        if places:
+            read_ahead(places, size)
 
     def read(self, rows: Int64) -> Floats:
         """A copy of the newest versions of `rows`, without bringing them into memory to stay."""

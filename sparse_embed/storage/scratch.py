@@ -104,6 +104,10 @@ class Scratch:
         if at >= 0:
             read_failed(int(code), "the scratch file")
 
+    def places(self, slots: Int64) -> list[tuple[int, Int64]]:
+        """(descriptor, byte offsets) of the records in these slots; nothing for none."""
+        return [(self._fd, slots * self._record_bytes)] if slots.size else []
+
     def remove(self, rows: Int64, slots: Int64) -> None:
         """The rows are back in memory, or durable: their slots may be reused."""
         self._map.erase(rows)
