@@ -37,6 +37,7 @@ from sparse_embed.optim import Optimizer
 __all__ = ["Coefficients", "DeviceOps", "Merged", "Records", "Survey"]
 
 _SCRATCH_BYTES = 64 << 20
+_NOTHING_FOUND = np.array([0, -1, 0, 0, 0, 0], np.int64)  # never written to
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ class DeviceOps:
         self, indices: Any, num_embeddings: int, padding_idx: int | None, offsets: Any = None
     ) -> Survey:
         """Range check and counts of a batch, in one pass and one small copy."""
-        found = self.memory.upload(np.array([0, -1, 0, 0, 0, 0], np.int64))
+        found = self.memory.work("survey", len(_NOTHING_FOUND), np.int64)
+        self.memory.fill(found, _NOTHING_FOUND)
         if offsets is None:
             offsets = self._zero
         self.memory.each(

@@ -50,6 +50,8 @@ def _check(entry):
             assert count(r"ld\.global\.v4\.f32"), "no 16-byte loads"
             assert count(r"st\.global\.v4\.f32"), "no 16-byte stores"
         code = ptx.assemble(source, architecture)
+        threads = 1024 if entry.name == "scan" else 256
+        assert code["registers"] * threads <= 65536, code
         assert code["spills"] == 0, code
         assert code["stack"] == 0, code
 

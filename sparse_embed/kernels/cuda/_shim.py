@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import inspect
 import threading
+import warnings
 from typing import Any
 
 import numba
@@ -104,6 +105,10 @@ else:
     def sync_lanes(mask):
         """All lanes of the group have come here, and see each other's stores."""
         cuda.syncwarp(mask)
+
+
+# Small batches make small grids, and Numba remarks on each.
+warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-util")
 
 
 @contextlib.contextmanager
