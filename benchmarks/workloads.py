@@ -94,6 +94,19 @@ class Workload:
         return np.arange(0, self.length + 1, self.bag_size, dtype=np.int64)
 
 
+def zipf_rows(rows: int, alpha: float, count: int, rng: np.random.Generator) -> Any:
+    """`count` row numbers from the continuous law, alpha 0: uniform.
+
+    Quick, and without a list of all rows: ranks are spread over the rows by a multiplication.
+    """
+    if not alpha:
+        return rng.integers(0, rows, count)
+    top = float(rows + 1) ** (1 - alpha)
+    ranks = ((top - 1) * rng.random(count) + 1) ** (1 / (1 - alpha))
+    ranks = np.minimum(ranks.astype(np.int64) - 1, rows - 1)
+    return (ranks * 2_654_435_761 + 12_345) % rows  # a prime: every row has one rank
+
+
 @lru_cache(maxsize=2)
 def _popularity(
     rows: int, alpha: float, trace: str | None

@@ -1,8 +1,7 @@
 """What a step costs against the table's size, the batch's, the threads and the skew.
 
 One LazyAdam step, lookup and update, of rows of 64; "floor" is what no step can avoid, in C (see
-train_step).  Ranks of Zipf's law are drawn from the continuous law and spread over the rows by a
-multiplication, so that a table of 10^9 rows needs no list of them.
+train_step).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sparse_embed as se
 from benchmarks import tables
 from benchmarks.harness import Case, Competitor, Settings, race
 from benchmarks.suites.train_step import floor
-from benchmarks.workloads import WORDS, Workload
+from benchmarks.workloads import WORDS, Workload, zipf_rows
 
 ABOUT = "time a step against table size, batch, threads, skew"
 
@@ -47,16 +46,6 @@ def run(settings: Settings) -> Iterator[Case]:
             se.set_num_threads(all_threads)
     finally:
         table.close()
-
-
-def zipf_rows(rows: int, alpha: float, count: int, rng: np.random.Generator) -> Any:
-    """`count` row numbers; alpha 0: uniform."""
-    if not alpha:
-        return rng.integers(0, rows, count)
-    top = float(rows + 1) ** (1 - alpha)
-    ranks = ((top - 1) * rng.random(count) + 1) ** (1 / (1 - alpha))
-    ranks = np.minimum(ranks.astype(np.int64) - 1, rows - 1)
-    return (ranks * 2_654_435_761 + 12_345) % rows  # a prime: every row has one rank
 
 
 def _size(settings: Settings, rows: int, alpha: float, ids: int) -> Case:
