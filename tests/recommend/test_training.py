@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -67,6 +71,33 @@ def test_resumes_in_the_middle_of_an_epoch(taken, tmp_path):
     assert epoch == 1
     assert place > 0
     assert digest(model.fit(taken, resume=True)) == expected
+    model.close()
+
+
+KILLED = """
+import os, sys
+from tests.recommend.test_bpr import checkerboard, make
+
+def die(at):
+    if at.epoch == 3:
+        os._exit(9)
+
+model = make(epochs=4, path=sys.argv[1], commit_interval=float(sys.argv[2]))
+model.fit(checkerboard(), progress=die)
+"""
+
+
+@pytest.mark.parametrize(("interval", "left"), [(0, {3, 4}), (1000, {1, 2, 3, 4})])
+def test_resumes_after_a_kill(taken, tmp_path, interval, left):
+    """Nothing is closed: from the last commit, or from the start where there was none."""
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "model"), str(interval)]
+    root = Path(__file__).parents[2]
+    assert subprocess.run(command, cwd=root, check=False).returncode == 9
+    done = set()
+    model = make(epochs=4, path=tmp_path / "model")
+    model.fit(taken, resume=True, progress=lambda at: done.add(at.epoch))
+    assert done == left
+    assert digest(model) == digest(make(epochs=4).fit(taken))
     model.close()
 
 
