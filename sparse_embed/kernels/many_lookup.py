@@ -23,12 +23,12 @@ from sparse_embed.kernels._addresses import f32_at, prefetch_at
 from sparse_embed.kernels._intrinsics import bits, first, next_chunk, stack_f32
 from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
 from sparse_embed.kernels.initialize import init_row
+from sparse_embed.kernels.lanes import add_scaled_row, copy_row, store_scaled_row, zero_row
 from sparse_embed.kernels.lookup import MAX
 
 CHUNK = 1024
 _AHEAD = 16
 _VIRGIN = np.uint32(0)
-_ZERO = np.float32(0)
 
 
 @device_function
@@ -54,7 +54,8 @@ def pool_many_cpu(dim: int):
         last = keys.shape[0] - 1
         chunks = bounds.shape[0] - 1
         for _worker in prange(WORKERS):
-            address, key, weight = first(records_at), first(keys), first(weights)
+            address, key, offset = first(records_at), first(keys), first(offsets)
+            weight, factor = first(weights), first(scale)
             total = stack_f32(dim)
             scratch = stack_f32(dim)
             while True:
@@ -73,10 +74,9 @@ def pool_many_cpu(dim: int):
                     to = out_at[f] + (bag - f * num_bags) * out_step[f]
                     for b in range(bag, stop):
                         target = f32_at(to)
-                        for d in range(dim):
-                            total[d] = _ZERO
+                        zero_row(total, dim)
                         none = True
-                        for k in range(offsets[b], offsets[b + 1]):
+                        for k in range(offset[b], offset[b + 1]):
                             prefetch_at(address[min(k + _AHEAD, last)], dim, 0)
                             if address[k] == 0:
                                 continue
@@ -85,19 +85,14 @@ def pool_many_cpu(dim: int):
                                 seed, init_kind, init_param,
                             )  # fmt: skip
                             if mode != MAX:
-                                w = weight[k * weight_step]
-                                for d in range(dim):
-                                    total[d] = total[d] + w * row[d]
+                                add_scaled_row(total, row, weight[k * weight_step], dim)
                             elif none:
-                                for d in range(dim):
-                                    total[d] = row[d]
+                                copy_row(total, row, dim)
                             else:
                                 for d in range(dim):
                                     total[d] = row[d] if row[d] > total[d] else total[d]
                             none = False
-                        factor = scale[b * scale_step]
-                        for d in range(dim):
-                            target[d] = factor * total[d]
+                        store_scaled_row(target, total, factor[b * scale_step], dim)
                         to += out_step[f]
                     bag = stop
 

@@ -30,6 +30,7 @@ from sparse_embed.kernels._intrinsics import (
 )
 from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
 from sparse_embed.kernels.backward import first_block
+from sparse_embed.kernels.lanes import add_row, add_scaled_row, copy_row, zero_row
 from sparse_embed.kernels.many_bags import PLACE_BITS
 from sparse_embed.kernels.many_find import table_of
 from sparse_embed.kernels.plan import BLOCK, HOT
@@ -51,7 +52,6 @@ _BAG = np.int64((1 << PLACE_BITS) - 1)
 _VIRGIN = np.uint32(0)
 _INFINITY = np.float32(np.inf)
 _DIRTY = np.uint8(1)
-_ZERO = np.float32(0)
 
 
 @device_function
@@ -60,8 +60,7 @@ def sum_block_many(
     grad_at, grad_step, dim,
 ):  # fmt: skip
     """total = the sum over entries [begin, end) of the batch, left to right from +0.0."""
-    for d in range(dim):
-        total[d] = _ZERO
+    zero_row(total, dim)
     for i in range(begin, end):
         ahead = places[positions[min(i + _AHEAD_GRAD, last)]]
         feature = ahead >> _SHIFT
@@ -70,9 +69,7 @@ def sum_block_many(
         place = places[k]
         feature, bag = place >> _SHIFT, place & _BAG
         c = weights[k * weight_step] * scale[(feature * num_bags + bag) * scale_step]
-        row = f32_at(grad_at[feature] + bag * grad_step[feature])
-        for d in range(dim):
-            total[d] = total[d] + c * row[d]
+        add_scaled_row(total, f32_at(grad_at[feature] + bag * grad_step[feature]), c, dim)
 
 
 @functools.cache
@@ -120,8 +117,7 @@ def update_many_cpu(dim: int, name: str):
                             if record_of[u] == 0:
                                 continue
                         j = first_block(blocks, begin) if end - begin > HOT else -1
-                        for d in range(dim):
-                            g[d] = _ZERO
+                        zero_row(g, dim)
                         for start in range(begin, end, BLOCK):
                             source = block
                             if j < 0:
@@ -133,12 +129,9 @@ def update_many_cpu(dim: int, name: str):
                             else:
                                 source = row_pointer(block_sums, j)
                                 j += 1
-                            for d in range(dim):
-                                g[d] = g[d] + source[d]
+                            add_row(g, source, dim)
                         if phase == 0:
-                            target = row_pointer(block_sums, u)
-                            for d in range(dim):
-                                target[d] = g[d]
+                            copy_row(row_pointer(block_sums, u), g, dim)
                             continue
                         key = key_of[u]
                         while key >= table_starts[table + 1]:
