@@ -20,6 +20,7 @@ from sparse_embed.torch.table_module import (
     as_matrix,
     describe,
     make_table,
+    swaps_counts,
 )
 
 
@@ -34,6 +35,9 @@ class EmbeddingBag(TableModule):
     (gradients always are).  `num_embeddings` may be an EmbeddingTable, on which the module stands.
 
     Args:
+        scale_grad_by_freq: True gives what the installed torch gives on the CPU.  Up to 2.13 that
+            is not what it documents: a row's gradient is divided by the count of another row
+            (pytorch/pytorch#190063).  "documented" divides it by the row's own.
         path: directory of the new table; None keeps it in memory.
         optimizer: of the table; the default is LazyAdam(), torch's SparseAdam.
         seed, init: the first weights; Normal(1.0) is torch's.
@@ -53,7 +57,7 @@ class EmbeddingBag(TableModule):
         embedding_dim: int | None = None,
         max_norm: float | None = None,
         norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
+        scale_grad_by_freq: bool | str = False,
         mode: str = "mean",
         sparse: bool = False,
         _weight: Tensor | None = None,
@@ -80,6 +84,7 @@ class EmbeddingBag(TableModule):
             table, padding_idx, max_norm, norm_type, scale_grad_by_freq, fused, cache_bytes
         )
         self.mode, self.include_last_offset = mode, bool(include_last_offset)
+        self._swaps_counts = self.scale_grad_by_freq is True and swaps_counts()
 
     def forward(
         self,
@@ -92,8 +97,11 @@ class EmbeddingBag(TableModule):
         Returns:
             (B, D) float32; zeros for empty bags.
         """
+        self._check(input, offsets, per_sample_weights)
+        return self._run(input, offsets, per_sample_weights)
+
+    def _check(self, input: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
         # In torch's order, so that of two errors the same one is named.
-        weights = per_sample_weights
         if weights is not None and weights.shape != input.shape:
             wanted, found = tuple(input.shape), tuple(weights.shape)
             raise ArgumentError(f"per_sample_weights: expected shape {wanted}, got {found}")
@@ -109,7 +117,6 @@ class EmbeddingBag(TableModule):
             raise ArgumentError(f"offsets: expected torch.int32 or int64, got {offsets.dtype}")
         if weights is not None and weights.dtype != torch.float32:
             raise ArgumentError(f"per_sample_weights: expected float32, got {weights.dtype}")
-        return self._run(input, offsets, per_sample_weights)
 
     @classmethod
     def from_pretrained(
@@ -118,7 +125,7 @@ class EmbeddingBag(TableModule):
         freeze: bool = True,
         max_norm: float | None = None,
         norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
+        scale_grad_by_freq: bool | str = False,
         mode: str = "mean",
         sparse: bool = False,
         include_last_offset: bool = False,
@@ -166,7 +173,7 @@ class EmbeddingBag(TableModule):
             not self.anchor.requires_grad,
             self.max_norm,
             self.norm_type,
-            self.scale_grad_by_freq,
+            bool(self.scale_grad_by_freq),
             self.mode,
             self.mode != "max" and not self.scale_grad_by_freq,
             self.include_last_offset,

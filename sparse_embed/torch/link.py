@@ -16,6 +16,8 @@ from sparse_embed.sparse_grad import SparseGrad
 from sparse_embed.table import EmbeddingTable
 
 if TYPE_CHECKING:
+    from sparse_embed.torch.embedding_bag import EmbeddingBag
+    from sparse_embed.torch.many import Together
     from sparse_embed.torch.table_module import TableModule
 
 _TINY = 2.0**-100  # the norm of a gradient of zeros: 0 would say "cleared"
@@ -32,13 +34,31 @@ class Use:
     offsets: Tensor | None
     weights: Tensor | None
 
+    def gradient(self) -> SparseGrad:
+        """The merged gradient."""
+        return self.module._gradient(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A table's share in one use of a collection, seen from backward.  When it is the table's only
+    use, the collection trains it together with its others."""
+
+    together: Together
+    module: EmbeddingBag
+    table: int  # its number in the collection
+
+    def gradient(self) -> SparseGrad:
+        """The merged gradient."""
+        return self.together.gradient(self.module, self.table)
+
 
 class Link:
     """What modules on one table share: the anchor, and gradients on their way."""
 
     def __init__(self, trainable: bool) -> None:
         self.anchor = nn.Parameter(torch.zeros(1), requires_grad=trainable)
-        self.uses: dict[int, list[Use]] = {}  # by the number of the backward pass
+        self.uses: dict[int, list[Use | Part]] = {}  # by the number of the backward pass
         self.pending: list[SparseGrad] = []
         self.norm = 0.0
         self.changed_after = -1  # the last commit when the table was last changed
@@ -56,11 +76,13 @@ class Link:
         uses = self.uses.pop(torch._C._current_graph_task_id(), [])
         fused = [use for use in uses if use.module.fused]
         kept = [use for use in uses if not use.module.fused]
-        if fused:
+        if len(uses) == 1 and fused and isinstance(fused[0], Part):
+            fused[0].together.ready.append(fused[0])
+        elif fused:
             _train(fused)
             self.changed_after = fused[0].module.table.last_commit
         if kept:
-            self.pending = [*self._taken(), *(use.module._gradient(use) for use in kept)]
+            self.pending = [*self._taken(), *(use.gradient() for use in kept)]
             if len(self.pending) > 1:
                 self.pending = [_merged(kept[0].module.table, self.pending)]
             values = torch.from_numpy(self.pending[0].values)
@@ -98,16 +120,16 @@ def _joined(grads: list[SparseGrad]) -> tuple[FloatArray, AnyArray]:
     return np.concatenate([g.values for g in grads]), np.concatenate([g.indices for g in grads])
 
 
-def _train(uses: list[Use]) -> None:
+def _train(uses: list[Use | Part]) -> None:
     """One step of the table's optimizer with the gradient of all uses."""
-    module = uses[0].module
+    use, module = uses[0], uses[0].module
     if len(uses) > 1:
-        module.table.update(*_joined([use.module._gradient(use) for use in uses]))
-    elif module.scale_grad_by_freq:
-        module.table.apply(module._gradient(uses[0]))
+        module.table.update(*_joined([use.gradient() for use in uses]))
+    elif isinstance(use, Part) or module.scale_grad_by_freq:
+        module.table.apply(use.gradient())
     else:
-        indices, offsets, how = module._arguments(uses[0], train=True)
-        module.table.update(as_numpy(uses[0].grad), indices, offsets, **how)
+        indices, offsets, how = module._arguments(use, train=True)
+        module.table.update(as_numpy(use.grad), indices, offsets, **how)
 
 
 def as_numpy(tensor: Tensor) -> AnyArray:

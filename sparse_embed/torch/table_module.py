@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import warnings
@@ -38,6 +39,7 @@ class TableModule(nn.Module):
 
     mode: str | None = None
     include_last_offset = False
+    _swaps_counts = False
     _references: ClassVar[bool] = True  # False: `commit` is at work, which knows the store
 
     def __init__(
@@ -46,14 +48,15 @@ class TableModule(nn.Module):
         padding_idx: int | None,
         max_norm: float | None,
         norm_type: float,
-        scale_grad_by_freq: bool,
+        scale_grad_by_freq: bool | str,
         fused: bool,
         cache_bytes: int | None,
     ) -> None:
         super().__init__()
         self.padding_idx = as_padding(padding_idx, table.num_embeddings)
         self.max_norm, self.norm_type = max_norm, norm_type
-        self.scale_grad_by_freq, self.fused = bool(scale_grad_by_freq), bool(fused)
+        self.scale_grad_by_freq = as_scale(scale_grad_by_freq)
+        self.fused = bool(fused)
         self.cache_bytes = cache_bytes
         self._attach(table)
 
@@ -78,12 +81,15 @@ class TableModule(nn.Module):
         return self.table.embedding_dim
 
     def _run(self, input: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
+        self._check_tensor(input)
+        anchor = self.anchor if self.training or not self.fused else self.anchor.detach()
+        return lookup(anchor, input, offsets, weights, self._handle)
+
+    def _check_tensor(self, input: Tensor) -> None:
         if input.device.type != "cpu":
             raise ArgumentError(f"input: the table is on the cpu, got a tensor on {input.device}")
         if input.dtype not in (torch.int32, torch.int64):
             raise ArgumentError(f"input: expected torch.int32 or int64, got {input.dtype}")
-        anchor = self.anchor if self.training or not self.fused else self.anchor.detach()
-        return lookup(anchor, input, offsets, weights, self._handle)
 
     def _lead(self, input: Tensor, offsets: Tensor | None) -> tuple[int, ...]:
         if self.mode is None:
@@ -130,6 +136,8 @@ class TableModule(nn.Module):
         if not self.scale_grad_by_freq:
             return grad
         rows, counts = np.unique(indices, return_counts=True)
+        if self._swaps_counts:
+            counts = counts[np.searchsorted(rows, np.sort(indices, axis=None)[: len(rows)])]
         times = counts[np.searchsorted(rows, grad.indices)].astype(np.float32)
         return SparseGrad(grad.indices, grad.values / times[:, None], grad.num_embeddings)
 
@@ -341,6 +349,31 @@ def as_padding(padding_idx: int | None, num_embeddings: int) -> int | None:
             f"padding_idx: expected {-num_embeddings} to {num_embeddings - 1}, got {padding_idx}"
         )
     return padding_idx + num_embeddings if padding_idx < 0 else padding_idx
+
+
+def as_scale(scale_grad_by_freq: bool | str) -> bool | str:
+    """False, True or "documented"."""
+    if isinstance(scale_grad_by_freq, str) and scale_grad_by_freq != "documented":
+        raise ArgumentError(
+            f'scale_grad_by_freq: expected a bool or "documented", got {scale_grad_by_freq!r}'
+        )
+    return scale_grad_by_freq if isinstance(scale_grad_by_freq, str) else bool(scale_grad_by_freq)
+
+
+@functools.cache
+def swaps_counts() -> bool:
+    """Does the installed torch divide a bag's gradient by the count of another row?
+
+    As of 2.13 its EmbeddingBag on the CPU takes, for the i-th of the touched rows in ascending
+    order, the count of the i-th of all indices in ascending order (pytorch/pytorch#190063).
+    """
+    with torch.enable_grad(), torch.inference_mode(False):
+        weight = torch.zeros(2, 1, requires_grad=True)
+        bags = torch.nn.functional.embedding_bag(
+            torch.tensor([0, 0, 1]), weight, torch.tensor([0]), mode="sum", scale_grad_by_freq=True
+        )
+        (grad,) = torch.autograd.grad(bags.sum(), [weight])
+    return float(grad[1, 0]) == 0.5
 
 
 def as_matrix(embeddings: Tensor) -> tuple[int, int]:
