@@ -110,17 +110,18 @@ class ManyExecution:
             index, seen = resident.index, self._seen[t]
             if seen[0] is resident and seen[1] is resident.records and seen[2] is index:
                 continue
+            self._seen[t] = (resident, resident.records, index)
+            if not self._few or not _is_plain(run, resident.records):
+                self._where[t] = (ops_many.AWAY, 0, 0, 0, 0, 0)
+                continue
             kind, index_at, mask = ops_many.ALL, 0, 0
             if index is not None:
                 kind = ops_many.INDEXED if index.ndim == 2 else ops_many.PRESENT
                 index_at, mask = ops_many.address(index), len(index) - 1
-            if not self._few or not _is_plain(run, resident.records):
-                kind = ops_many.AWAY
             self._where[t] = (
                 kind, ops_many.address(resident.records), run.table.rows.layout.record_bytes,
                 ops_many.address(resident.flags), index_at, mask,
             )  # fmt: skip
-            self._seen[t] = (resident, resident.records, index)
         return self._where
 
     def _find(

@@ -417,6 +417,33 @@ def test_an_interrupted_step_fails_every_store(tmp_path, monkeypatch, stores):
         store.close()
 
 
+def test_narrow_tables_beside_float32():
+    """bfloat16 rows, or state, are out of the batched kernels' reach: by their own, same bits."""
+    rng = np.random.default_rng(10)
+    kinds = [{"dtype": "bfloat16"}, {}, {"state_dtype": "bfloat16"}]
+    made = []
+    for _ in range(2):
+        made.append({
+            str(i): se.EmbeddingTable.create(
+                None, num_embeddings=50, embedding_dim=8, optimizer=se.LazyAdam(0.1), **kind
+            )
+            for i, kind in enumerate(kinds)
+        })  # fmt: skip
+    collection = se.EmbeddingBagCollection(made[0])
+    indices = rng.integers(0, 50, (3, 20, 2))
+    for _ in range(2):
+        grad = grads(rng, collection, 20)
+        found = collection.lookup(indices)
+        collection.update(grad, indices)
+        for i, table in enumerate(made[1].values()):
+            part = np.ascontiguousarray(grad[:, i * 8 : (i + 1) * 8])
+            assert_same_bits(
+                np.ascontiguousarray(found[:, i * 8 : (i + 1) * 8]),
+                table.lookup(indices[i], mode="sum"),
+            )
+            table.update(part, indices[i], mode="sum")
+
+
 @pytest.mark.parametrize("rows", [2**61, 2**62])
 def test_row_numbers_beyond_a_word(rows):
     """2^61: key and position need two sorts; 2^62: the keys of all tables do not fit at all."""
