@@ -59,8 +59,8 @@ def table(tmp_path) -> Path:
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
-    names = "demo create info verify lookup nearest export import train recommend keys doctor"
-    for name in names.split():
+    names = "demo create info verify lookup nearest export quantize import train recommend keys"
+    for name in [*names.split(), "doctor"]:
         assert f"\n  {name} " in out
         assert run(name, "--help")[0] == 0
 
@@ -114,6 +114,28 @@ def test_create_and_info(run, run_json, tmp_path):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert run("create", path, "--num-embeddings", 5, "--embedding-dim", 2, "--overwrite")[0] == 0
+
+
+def test_narrow_tables(run, run_json, tmp_path):
+    path, copy = tmp_path / "t", tmp_path / "c"
+    made = run_json(
+        *("create", path, "--num-embeddings", 100, "--embedding-dim", 4, "--dtype", "bfloat16"),
+        *("--state-dtype", "bfloat16", "--rounding", "nearest"),
+    )
+    assert (made["dtype"], made["state_dtype"]) == ("bfloat16", "bfloat16")
+    with se.EmbeddingTable.open(path) as table:
+        table.assign([3, 5], np.ones((2, 4), np.float32))
+    code, out, _ = run("info", path)
+    assert code == 0
+    assert "bfloat16" in out
+    assert "nearest" in out
+    found = run_json("quantize", path, copy)
+    assert (found["dtype"], found["optimizer"]) == ("int8", None)
+    assert run_json("lookup", copy, 5)["vectors"] == [[1.0, 1.0, 1.0, 1.0]]
+    assert run("quantize", path, copy)[0] == 1
+    assert run("quantize", path, copy, "--dtype", "float16", "--overwrite")[0] == 0
+    again = ("quantize", copy, tmp_path / "d", "--dtype", "int4")
+    assert run(*again)[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,10 @@ def make_table(
     if device is not None and torch.device(device).type != "cpu":
         raise ArgumentError(f'device: tables are on the "cpu", got {device!r}')
     if dtype not in (None, torch.float32):
-        raise ArgumentError(f"dtype: expected torch.float32, got {dtype!r}")
+        raise ArgumentError(
+            f"dtype: a lookup gives torch.float32, got {dtype!r}; for rows stored narrower give "
+            'the module an EmbeddingTable.create(..., dtype="bfloat16") in place of num_embeddings'
+        )
     if isinstance(num_embeddings, EmbeddingTable):
         if path is not None or weight is not None or embedding_dim is not None:
             raise ArgumentError("path, embedding_dim and _weight: are the given table's")
