@@ -10,6 +10,7 @@ import numpy as np
 import sparse_embed as se
 
 CACHE = 12 << 30
+BLOCK = 1 << 14  # rows of `filled` repeat after so many
 
 OPTIMIZERS: dict[str, Any] = {
     "lazy_adam": se.LazyAdam(1e-3),
@@ -47,7 +48,7 @@ def filled(rows: int, dim: int, optimizer: str | None) -> se.EmbeddingTable:
     resident = table._table.rows.resident
     assert table.info()["resident"] == "identity"
     rng = np.random.default_rng(1)
-    block = rng.standard_normal((1 << 14, resident.records.shape[1])).astype(np.float32)
+    block = rng.standard_normal((BLOCK, resident.records.shape[1])).astype(np.float32)
     np.abs(block, out=block)
     block *= np.float32(0.01)
     for begin in range(0, rows, len(block)):

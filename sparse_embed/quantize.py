@@ -25,6 +25,7 @@ from sparse_embed.storage.manifest import TableEntry
 
 DTYPES = ("int8", "float16", "bfloat16")
 _BLOCK_BYTES = 8 << 20
+_WIDEST = 3e38
 
 
 def as_entry(entry: TableEntry, dtype: object) -> TableEntry:
@@ -49,7 +50,7 @@ def blocks(
     """(row numbers, their records), some MiB at a time.
 
     Raises:
-        ArgumentError: int8, and a weight is NaN or infinite.
+        ArgumentError: int8, and a weight is NaN or infinite, or a row spans more than float32 does.
     """
     step = max(1, _BLOCK_BYTES // (4 * layout.embedding_dim))
     for begin in range(0, len(rows), step):
@@ -76,9 +77,12 @@ def quantise(weights: FloatArray) -> tuple[FloatArray, FloatArray, np.ndarray]:
 
 
 def _check_finite(rows: IndexArray, weights: FloatArray) -> None:
-    finite = np.isfinite(weights).all(axis=1)
-    if not finite.all():
+    """255 scales must not overflow either."""
+    with np.errstate(invalid="ignore"):
+        span = weights.max(axis=1).astype(np.float64) - weights.min(axis=1)
+    fits = np.isfinite(weights).all(axis=1) & (span <= _WIDEST)
+    if not fits.all():
         raise ArgumentError(
-            f"dtype: int8 holds finite weights only, and row {rows[int(np.argmin(finite))]} "
-            "has NaN or infinity"
+            f"dtype: int8 holds rows of finite weights that span {_WIDEST:g} at most, and row "
+            f"{rows[int(np.argmin(fits))]} is another"
         )

@@ -693,8 +693,8 @@ class EmbeddingTable:
             The copy; of one on disk, opened with mode "r".
 
         Raises:
-            ArgumentError: an unknown dtype, `path` is this table's own, or int8 of a row with NaN
-                or infinity.
+            ArgumentError: an unknown dtype, `path` is this table's own, or int8 of a row with NaN,
+                infinity, or a span beyond 3e38.
             StoreError: something is at `path`, or the disk refuses.
 
         Source: FBGEMM's fused 8-bit row-wise format.

@@ -77,16 +77,20 @@ def _narrow_copy(source: se.EmbeddingTable, dtype: str) -> se.EmbeddingTable:
     copy.lookup([0])
     assert copy.info()["resident"] == "identity"
     records, weights = tables.records(copy), tables.weights(source)
+    # `tables.filled` repeats a block of rows, so one block's records are all there is.
+    rows = range(min(tables.BLOCK, source.num_embeddings))
     layout = copy._table.rows.layout
-    everything = range(source.num_embeddings)
-    for rows, data in quantize.blocks(everything, layout, lambda part: weights[part]):
-        records[rows[0] : rows[-1] + 1] = data
+    found = quantize.blocks(rows, layout, lambda part: weights[part])
+    block = np.concatenate([data for _, data in found])
+    for begin in range(0, len(records), len(block)):
+        part = records[begin : begin + len(block)]
+        part[:] = block[: len(part)]
     return copy
 
 
 def _steps(settings: Settings, base: Workload) -> Iterator[Case]:
     """Whole training steps with LazyAdam: gradients merged, rows moved, rounded."""
-    rows = min(base.num_embeddings, 4_000_000)
+    rows = min(base.num_embeddings, 1_000_000)
     made = {}
     for name, how in _STEPS.items():
         table = tables.make(rows, base.embedding_dim, "lazy_adam", **how)
