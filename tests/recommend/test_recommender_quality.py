@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparse_embed.recommend import BPR, Popularity, evaluate, leave_one_out, split
+from sparse_embed.recommend import BPR, Popularity, SampledSoftmax, evaluate, leave_one_out, split
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,18 @@ def test_leave_one_out_at_defaults(citeulike, seed):
     found = evaluate(BPR(seed=seed).fit(train), train, test, k=20)
     assert found["recall@20"] >= 0.266
     assert found["ndcg@20"] >= 0.133
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["leave one out", "random"])
+def test_softmax_at_defaults(citeulike, how):
+    """Best peers: LightFM WARP .266 / .133; implicit ALS .225 / .173.  Ours: .321 / .170 and
+    .277 / .226 (seed 0)."""
+    splits = leave_one_out(citeulike, seed=0), split(citeulike, test_fraction=0.2, seed=0)
+    train, test = splits[0 if how == "leave one out" else 1]
+    found = evaluate(SampledSoftmax(seed=0).fit(train), train, test, k=20)
+    assert found["recall@20"] >= (0.30 if how == "leave one out" else 0.26)
+    assert found["ndcg@20"] >= (0.155 if how == "leave one out" else 0.21)
 
 
 @pytest.mark.slow
