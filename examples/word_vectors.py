@@ -53,7 +53,7 @@ def main() -> None:
         path = Path(folder) / "vectors"
         started = time.perf_counter()
         model = WordVectors(
-            embedding_dim=64, epochs=10, min_count=3, sample=1e-3, num_buckets=200_000, path=path
+            embedding_dim=64, epochs=8, min_count=3, sample=1e-3, num_buckets=200_000, path=path
         )
         losses: dict[int, float] = {}
         model.fit(corpus, progress=lambda at: losses.update({at.epoch: at.loss}))
