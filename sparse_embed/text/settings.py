@@ -18,7 +18,7 @@ POOLINGS = ("mean", "sqrtn", "sum", "max", "flatten")
 LOSSES = ("auto", "softmax", "ova")
 SCHEDULES = ("linear", "constant")
 _NAMED: dict[str, tuple[Any, float]] = {
-    "adagrad": (Adagrad, 0.1),
+    "adagrad": (Adagrad, 0.05),
     "adam": (LazyAdam, 0.01),
     "sgd": (SGD, 0.1),
 }
