@@ -49,7 +49,7 @@ def test_train_and_predict(tmp_path):
     train = write(tmp_path / "train", TEXTS, LABELS)
     valid = write(tmp_path / "valid", NEW_TEXTS, NEW_LABELS)
     model = str(tmp_path / "model")
-    options = ["-o", model, "--validation", valid, "--embedding-dim", "16", "--epochs", "5"]
+    options = ["-o", model, "--validation", valid, "--embedding-dim", "16", "--epochs", "20"]
     done = run("train", "classifier", train, *options, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
