@@ -242,9 +242,12 @@ class DeviceMemory:
             return self._cuda.as_cuda_array(array)
 
     def device_of(self, address: int) -> str:
-        """ "cuda:N" of the memory at an address."""
-        with self.active():
-            return f"cuda:{self._shim.device_of(address)}"
+        """ "cuda:N" of the memory at an address; this one where CUDA does not say."""
+        try:
+            with self._cuda.gpus[self.index]:
+                return f"cuda:{self._shim.device_of(address)}"
+        except Exception:  # memory that CUDA does not know: what reads it will say so
+            return self.name
 
     def copy(self, target: Any, source: Any) -> None:
         """Copy between arrays of the device."""

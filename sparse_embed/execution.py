@@ -18,6 +18,7 @@ import numpy as np
 from sparse_embed import _validate, nearest, ops
 from sparse_embed._typing import ByteArray, FloatArray, IndexArray
 from sparse_embed.batch import Batch, make_batch
+from sparse_embed.cuda.arrays import refuse_device_array
 from sparse_embed.dtypes import narrow, widen
 from sparse_embed.errors import ArgumentError, CorruptStoreError, UnsupportedVersionError
 from sparse_embed.initializers import Initializer, initializer_from_dict
@@ -25,6 +26,7 @@ from sparse_embed.optim import Optimizer, StateField, optimizer_from_dict
 from sparse_embed.storage.store import StoreCore, TableCore
 
 _BLOCK_BYTES = 16 << 20
+_ARRAYS = ("indices", "offsets", "mode", "per_sample_weights")  # the first arguments of a batch
 
 
 class Execution:
@@ -72,14 +74,19 @@ class Execution:
 
     def make_batch(self, *arguments: Any) -> Any:
         """The checked batch of a call; arguments as in `batch.make_batch`, from indices on."""
+        for argument, value in zip(_ARRAYS, arguments, strict=False):
+            refuse_device_array(argument, value)
         return make_batch(self.table.entry.num_embeddings, *arguments)
 
     def lookup_batch(self, *arguments: Any) -> Any:
         """As `make_batch`; the pooling kernel may be left to check the range of the indices."""
+        for argument, value in zip(_ARRAYS, arguments, strict=False):
+            refuse_device_array(argument, value)
         return make_batch(self.table.entry.num_embeddings, *(*arguments, True))  # later
 
     def as_grad(self, grad: object, batch: Any, check_finite: bool) -> Any:
         """(B, D) the checked gradient of a batch's result."""
+        refuse_device_array("grad", grad)
         checked = _validate.as_grad(grad, (*batch.lead, self.dim), check_finite=check_finite)
         return checked.reshape(batch.num_bags, self.dim)
 

@@ -102,6 +102,16 @@ def is_on_device(value: object) -> bool:
     return False
 
 
+def refuse_device_array(name: str, value: object) -> None:
+    """For tables on the CPU.
+
+    Raises:
+        ArgumentError: the argument lies on a GPU.
+    """
+    if not isinstance(value, np.ndarray) and is_on_device(value):
+        raise ArgumentError(f"{name}: is on a GPU, but this table is on the CPU; copy it first")
+
+
 def import_array(
     memory: DeviceMemory, value: Any, dtype: type[np.generic], name: str, *, aligned: bool = False
 ) -> Any:
@@ -173,4 +183,4 @@ def _check(
         raise ArgumentError(f"{name}: expected a C-contiguous array, got one with other strides")
 
 
-__all__ = ["DeviceArray", "import_array", "is_on_device"]
+__all__ = ["DeviceArray", "import_array", "is_on_device", "refuse_device_array"]

@@ -41,6 +41,10 @@ def test_device_arrays_in_and_out(on_device, memory):
     pooled = table.lookup(on_device(matrix), mode="max")
     assert_same_bits(np.asarray(pooled), np.asarray(rows).max(axis=1))
 
+    with pytest.raises(se.ArgumentError, match="indices: is on a GPU, but this table is on the"):
+        twin.lookup(on_device(indices))
+    with pytest.raises(se.ArgumentError, match="collections are of tables on the CPU"):
+        se.EmbeddingBagCollection({"a": table})
     with pytest.raises(se.ArgumentError, match="indices: expected dtype int64, got int32"):
         table.lookup(on_device(indices.astype(np.int32)))
     with pytest.raises(se.IndexRangeError, match="indices: 1 of 5 are out of range"):
