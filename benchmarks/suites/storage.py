@@ -28,6 +28,7 @@ ABOUT = "file-backed steps: warm, cold, and with a cache of a tenth of the table
 
 DISK = "reads of the disk"
 _DIM = 64
+_A_ROUND = 4  # batches
 
 
 def run(settings: Settings) -> Iterator[Case]:
@@ -170,42 +171,44 @@ def _cold(settings: Settings, path: Path, rows: int) -> Case:
 
 
 def _larger(settings: Settings, path: Path, rows: int, alpha: float, train: bool) -> Case:
-    """Batches over a table ten times the cache; the next batch is prefetched after each."""
+    """Batches over a table ten times the cache; a round is four, the next one being prefetched."""
     work = Workload(rows, _DIM, 64 if settings.quick else 1024, 16, alpha)
     record = tables.make(2, _DIM, "lazy_adam").info()["record_bytes"]
     table = se.EmbeddingTable.open(path, cache_bytes=max(rows * record // 10, 1 << 20))
     disk = Disk(path / "rows.npy", rows)
-    rounds = settings.count(12, 2)
-    warmup = 2 if settings.quick else 20
-    batches, offsets = work.batches(rounds + warmup + 1), work.offsets()
-    shape = (work.batch_size, _DIM)
-    grad = np.full(shape, 1e-3, np.float32)
-    missing = [1]
+    rounds, warmup = settings.count(10, 1), 1 if settings.quick else 5
+    batches, offsets = work.batches(_A_ROUND * (rounds + warmup) + 1), work.offsets()
+    unique = [np.unique(batch) for batch in batches]
+    grad = np.full((work.batch_size, _DIM), 1e-3, np.float32)
     misses: list[int] = []
 
-    def before(i: int) -> None:
-        found = table._table.rows.resident.find(np.unique(batches[i + warmup]))
-        missing[0] = max(1, int(np.count_nonzero(found < 0)))
-        if i >= 0:
-            misses.append(missing[0])
-        disk.drop()
+    def steps(i: int) -> None:
+        missing = 0
+        first = _A_ROUND * (i + warmup)
+        for n in range(first, first + _A_ROUND):
+            missing += int(np.count_nonzero(table._table.rows.resident.find(unique[n]) < 0))
+            table.prefetch(batches[n + 1], wait=False)
+            table.lookup(batches[n], offsets, mode="sum")
+            if train:
+                table.update(grad, batches[n], offsets, mode="sum")
+        misses.append(missing)
 
-    def step(i: int) -> None:
-        batch = batches[i + warmup]
-        table.lookup(batch, offsets, mode="sum")
-        if train:
-            table.update(grad, batch, offsets, mode="sum")
-
-    disk.tune(max(len(np.unique(batches[0])), 200))
+    count = int(_A_ROUND * np.mean([len(rows) for rows in unique]))
+    disk.tune(min(count, 20_000))
     competitors = [
-        Competitor("sparse_embed", step, before=before),
-        Competitor(DISK, lambda i: disk.read(missing[0]), before=lambda i: disk.drop()),
+        Competitor("sparse_embed", steps, before=lambda i: disk.drop()),
+        Competitor(
+            DISK,
+            lambda i: disk.read(max(1, misses[-1] if misses else count)),
+            before=lambda i: disk.drop(),
+        ),
     ]
     what = "steps" if train else "lookups"
-    case = race(f"larger than its cache, {what}: {work.name}", competitors, rounds, warmup)
+    name = f"larger than its cache, {_A_ROUND} {what}: {work.name}"
+    case = race(name, competitors, rounds, warmup)
     case.facts |= {
-        "rows missing a batch": float(np.mean(misses)),
-        "rows of a batch": float(np.mean([len(np.unique(batch)) for batch in batches])),
+        "rows missing a round": float(np.mean(misses[warmup:])),
+        "rows of a round": count,
         "threads of the disk's reads": disk.threads,
     }
     table.close(checkpoint=False)
