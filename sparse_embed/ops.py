@@ -356,8 +356,9 @@ def _entries(merged: Merged, u0: int, u1: int, coefficients: Coefficients) -> _E
     even = weights is None and scale is None
     factors = np.empty(0 if even else end - begin, np.float32)
     bag_ids = coefficients.bag_ids
-    if bag_ids is None:
-        bag_ids = np.arange(len(merged.positions))
+    if bag_ids is None:  # position k is bag k; padded positions count
+        assert weights is not None
+        bag_ids = np.arange(len(weights))
     _entry.entries_cpu()(
         merged.positions, begin, bag_ids, *_or_one(weights), *_or_one(scale), bags, factors
     )

@@ -160,3 +160,13 @@ def test_splitting_a_batch_adds_the_gradients():
         merged = ops.merge(part, ops.NO_PADDING)
         total[merged.indices] += ops.backward(merged, coefficients, grad, None)
     assert_same_bits(total[np.unique(batch.indices)], whole)  # counts: exact in float32
+
+
+def test_weights_without_bags_beside_padding():
+    """Position k is bag k, also where positions before it were dropped."""
+    indices, weights = np.array([9, 9, 9, 3, 5, 3]), np.arange(1, 7, dtype=np.float32)
+    grad = np.arange(12, dtype=np.float32).reshape(6, 2)
+    merged = ops.merge(indices, 9)
+    shares = ops.bag_coefficients(indices, None, weights, "sum", 9)
+    found = ops.backward(merged, shares, grad, None)
+    np.testing.assert_array_equal(found, [4 * grad[3] + 6 * grad[5], 5 * grad[4]])
