@@ -38,7 +38,7 @@ from sparse_embed.kernels._intrinsics import (
 )
 from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
 from sparse_embed.kernels.bounds import all_inside
-from sparse_embed.kernels.formats import PACKED_ROWS, lanes_of
+from sparse_embed.kernels.formats import PACKED_ROWS, VIRGINS, lanes_of
 from sparse_embed.kernels.initialize import init_row
 from sparse_embed.kernels.lanes import (
     add_row,
@@ -47,6 +47,7 @@ from sparse_embed.kernels.lanes import (
     store_scaled_row,
     zero_row,
 )
+from sparse_embed.kernels.stored_lanes import KINDS, add_scaled_stored, add_stored
 
 SUM, MEAN, SQRTN, MAX = 0, 1, 2, 3  # `mode`
 
@@ -127,7 +128,8 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
     leaves a float32 there."""
     digest = DIGEST
     row_of, lanes = WEIGHT_ROWS[dtype], lanes_of(dim, dtype)
-    ahead = rows_ahead(dim)
+    packed, kind, is_virgin = dtype != "float32", KINDS.get(dtype, -1), VIRGINS[dtype]
+    ahead = rows_ahead(dim) * (2 if packed else 1)  # as many lines on their way
 
     @cpu_kernel
     def pool(
@@ -157,6 +159,17 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
                         prefetch_row(records, slot[min(k + ahead, last)], lanes)
                         if index[k] == padding_idx:
                             continue
+                        if packed:
+                            record = row_pointer(records, slot[k])
+                            if not unlikely(is_virgin(record)):
+                                if weighted:
+                                    w = weight[k]
+                                    denominator += w if mode == MEAN else w * w
+                                    add_scaled_stored(total, record, w, dim, kind)
+                                else:
+                                    count += 1
+                                    add_stored(total, record, dim, kind)
+                                continue
                         row = row_of(
                             records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
                         )
