@@ -143,9 +143,9 @@ class Directory:
             ) from None
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1  # first: an interrupt after the close must not close twice
+        if fd >= 0:
+            os.close(fd)
 
     def describe(self, name: str) -> str:
         return repr(str(self.path / name))

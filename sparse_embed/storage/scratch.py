@@ -146,9 +146,9 @@ class Scratch:
         self._map.clear()
         self._num_free = 0
         self._high = 0
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1  # first: an interrupt after the close must not close twice
+        if fd >= 0:
+            os.close(fd)
 
     def release(self) -> None:
         self.clear()

@@ -433,9 +433,9 @@ class StoreCore:
             core.rows.close()
         if self.journal is not None:
             self.journal.close()
-        if self.lock_fd >= 0:
-            os.close(self.lock_fd)  # the lock goes with its last descriptor
-            self.lock_fd = -1
+        fd, self.lock_fd = self.lock_fd, -1
+        if fd >= 0:
+            os.close(fd)  # the lock goes with its last descriptor
         if self.directory is not None:
             self.directory.close()
 
