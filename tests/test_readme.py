@@ -28,7 +28,7 @@ def test_the_python_runs(tmp_path, monkeypatch):
         exec(compile(block, f"README.md block {number}", "exec"), namespace)
     assert (tmp_path / "words.table" / "rows.npy").exists()
     assert (tmp_path / "model" / "users.npy").exists()
-    assert (tmp_path / "bpr" / "items.npy").exists()
+    assert (tmp_path / "taste" / "items.npy").exists()
 
 
 def test_two_commands_of_one_line():
