@@ -114,9 +114,14 @@ def _run(name: str, settings: harness.Settings, data: dict[str, Any], target: Pa
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Markdown whose sections go under the suites of the same name.",
 )
-def report_(results: tuple[Path, ...], output: Path | None, remarks: Path | None) -> None:
+@click.option("--json", "target", type=click.Path(path_type=Path), help="The files as one.")
+def report_(
+    results: tuple[Path, ...], output: Path | None, remarks: Path | None, target: Path | None
+) -> None:
     """Result files as Markdown; with --output, and matplotlib installed, with plots."""
     data = report.merged([_read(path) for path in results])
+    if target is not None:
+        harness.write(target, data)
     said = report.sections(remarks.read_text(encoding="utf-8")) if remarks else {}
     if output is None:
         click.echo(report.markdown(data, {}, said))
