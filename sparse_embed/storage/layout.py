@@ -97,13 +97,6 @@ class Layout:
     def file_bytes(self) -> int:
         return DATA_START + self.num_embeddings * self.record_bytes
 
-    def offset_of(self, name: str) -> int:
-        """First lane of a field."""
-        for place in self.places:
-            if place.name == name:
-                return place.offset // 4
-        raise KeyError(name)
-
     def dtype(self) -> np.dtype[Any]:
         """The structured dtype of the data file."""
         formats: list[Any] = []
