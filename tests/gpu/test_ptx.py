@@ -56,6 +56,12 @@ def _check(entry):
         assert code["stack"] == 0, code
 
 
+def test_the_compiler_is_told_not_to_contract_until_the_end():
+    """What is linked as NVVM's intermediate code is contracted by the linker."""
+    for entry in entries((64,)):
+        assert entry.kernel.targetoptions["lto"] is False, entry.name
+
+
 @pytest.mark.parametrize("entry", _all(), ids=lambda entry: entry.name)
 def test_compiles_to_what_the_contract_needs(entry):
     _check(entry)

@@ -17,7 +17,6 @@ import contextlib
 import importlib.util
 import inspect
 import threading
-import warnings
 from typing import Any
 
 import numba
@@ -107,10 +106,6 @@ else:
         cuda.syncwarp(mask)
 
 
-# Small batches make small grids, and Numba remarks on each.
-warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-util")
-
-
 @contextlib.contextmanager
 def without_contraction():
     """What is compiled inside is compiled with NVVM's -fma=0.
@@ -149,13 +144,14 @@ def cuda_kernel(function: Any) -> Any:
         return cuda.jit(function)
     options: dict[str, Any] = {"cache": True}
     if "lto" in inspect.signature(cuda.jit).parameters:
-        options["lto"] = False  # at link time the option would be lost
+        options["lto"] = False  # the linker would generate the code, and contract
     if "digest" not in function.__code__.co_freevars:
         raise TypeError(f"{function.__qualname__} must close over `digest`: see kernels/_jit.py")
+    # jit(**options)(function) would drop "lto" on the way (numba-cuda 0.30).
     try:
-        kernel = cuda.jit(**options)(function)
+        kernel = cuda.jit(function, **options)
     except RuntimeError:  # no writable directory for the cache: compile in every process
-        kernel = cuda.jit(**{**options, "cache": False})(function)
+        kernel = cuda.jit(function, **{**options, "cache": False})
     compile_plainly = kernel.compile
 
     def compile_exactly(signature: Any) -> Any:
