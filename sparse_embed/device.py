@@ -1,8 +1,8 @@
 """Devices: which one a table is on, its memory, its streams, and what may go wrong with it.
 
 `DeviceMemory` is what storage and the CUDA operations see of a GPU: plain allocations, copies
-through pinned staging, launches on one stream.  Without the extra "cuda", or without a driver,
-asking for a GPU fails with one line that says what is missing.
+through pinned staging, launches, all on the stream that the thread has chosen.  Without the extra
+"cuda", or without a driver, asking for a GPU fails with one line that says what is missing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from sparse_embed.errors import (
 
 _STAGING = 8 << 20
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+_LEGACY = 1  # CU_STREAM_LEGACY: the default stream by name
 _SHARE = 0.8  # of the free device memory, for tables without cache_bytes
 
 
@@ -102,7 +103,8 @@ def device_memory(index: int) -> DeviceMemory:
 class DeviceMemory:
     """A GPU: allocations, copies and launches, all on the stream in use.
 
-    Arrays of it are Numba's and stay inside the package.
+    Arrays of it are `kernels.cuda._driver`'s (the simulator has Numba's) and stay inside the
+    package.
     """
 
     def __init__(self, index: int) -> None:
@@ -111,30 +113,24 @@ class DeviceMemory:
         self.index = index
         self.name = f"cuda:{index}"
         self._shim = _shim
-        self._cuda: Any = vars(_shim)["cuda"]
-        self._stream: Any = 0
-        self._handle: int | None = None
+        self._card: Any = _shim.open_card(index)
+        self._chosen = threading.local()
         self._work: dict[str, Any] = {}
-        self._lock = threading.RLock()
         self._staging: Any = None
 
     # ---- streams and errors ---------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> _Active:
         """Work on this GPU inside.
 
         Raises:
             DeviceMemoryError: an allocation failed; nothing was changed by it.
             DeviceError: anything else that CUDA reports: the context is lost.
         """
-        try:
-            with self._cuda.gpus[self.index]:
-                yield
-        except Exception as error:
-            raise self._explained(error) from error
+        return _Active(self)
 
-    def _explained(self, error: Exception) -> Exception:
+    def explained(self, error: BaseException) -> BaseException:
+        """What an error of CUDA's is called here; others stay what they are."""
         kind = type(error).__name__
         if not (kind.startswith(("Cuda", "CUDA")) or kind in ("LinkerError", "NvvmError")):
             return error
@@ -142,36 +138,52 @@ class DeviceMemory:
             return DeviceMemoryError(f"{self.name}: out of memory ({error})")
         return DeviceError(f"{self.name}: {error}")
 
+    @property
+    def stream(self) -> int:
+        """The handle of the stream in use by this thread; 0 is the default one."""
+        return getattr(self._chosen, "stream", 0)
+
+    @property
+    def stream_handle(self) -> int | None:
+        """As `stream`; None: the default one."""
+        return self.stream or None
+
     @contextlib.contextmanager
     def on_stream(self, handle: int | None) -> Iterator[None]:
         """Launch and copy on this stream inside: a handle as torch's `cuda_stream` or CuPy's `ptr`;
-        None: the default stream."""
-        if handle is None or self._shim.SIMULATED:
+        None: the one in use."""
+        if handle is None or self.simulated:
             yield
             return
-        with self._lock:
-            before = self._stream, self._handle
-            self._stream, self._handle = self._cuda.external_stream(handle), handle
-            try:
-                yield
-            finally:
-                self._stream, self._handle = before
+        before = self.stream
+        self._chosen.stream = 0 if handle == _LEGACY else handle
+        try:
+            yield
+        finally:
+            self._chosen.stream = before
+
+    def new_stream(self) -> int:
+        """A stream for copies beside the work; it lives as long as the process."""
+        with self.active():
+            return int(self._card.new_stream())
+
+    def after(self, other: int) -> None:
+        """What the stream in use is asked next comes after all that `other` has been asked."""
+        if other != self.stream:
+            with self.active():
+                self._card.after(self.stream, other)
 
     def synchronize(self) -> None:
         """Wait for the stream in use."""
-        if self._stream:
-            self._stream.synchronize()
-        else:
-            self._cuda.synchronize()
+        with self.active():
+            self._card.synchronize(self.stream)
 
     # ---- memory ---------------------------------------------------------------------------------
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes."""
         with self.active():
-            if self._shim.SIMULATED:
-                return 1 << 30, 1 << 30
-            free, total = self._cuda.current_context().get_memory_info()
+            free, total = self._card.memory_info()
             return int(free), int(total)
 
     def default_cache_bytes(self) -> int:
@@ -186,7 +198,7 @@ class DeviceMemory:
         """
         try:
             with self.active():
-                return self._cuda.device_array(shape, dtype, stream=self._stream)
+                return self._card.empty(shape, dtype, self.stream)
         except DeviceMemoryError as error:
             wanted = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
             free, total = self.memory()
@@ -204,20 +216,27 @@ class DeviceMemory:
     def clear(self, array: Any) -> None:
         """All bytes of an array become zero."""
         with self.active():
-            self._shim.fill_zero(array, self._stream)
+            self._card.zero(array, self.stream)
 
     def work(self, name: str, length: int, dtype: Any) -> Any:
-        """(length,) of a buffer that is kept under this name: valid until the next call for it."""
-        kept = self._work.get(name)
-        if kept is None or kept.shape[0] < length or kept.dtype != np.dtype(dtype):
+        """(length,) of a buffer that is kept under this name: valid until the next call for it.
+
+        Its next use may be on another stream: that one waits for what this one has been asked.
+        """
+        kept, stream = self._work.get(name, (None, 0))
+        if kept is None or kept.shape[0] < length or kept.dtype != dtype:
             grown = length if kept is None else max(length, kept.shape[0] * 3 // 2)
             self._work.pop(name, None)
-            kept = self._work[name] = self.empty(max(grown, 1), dtype, f"{name}, for a batch")
+            kept = self.empty(max(grown, 1), dtype, f"{name}, for a batch")
+        elif stream != self.stream:
+            self.after(stream)
+        self._work[name] = kept, self.stream
         return kept[:length] if length != kept.shape[0] else kept
 
     def forget_work(self) -> None:
         """Give back the buffers that are kept."""
         self._work.clear()
+        self._card.forget()
 
     # ---- other people's arrays ------------------------------------------------------------------
 
@@ -226,51 +245,45 @@ class DeviceMemory:
         """Whether this is Numba's simulator."""
         return bool(self._shim.SIMULATED)
 
-    @property
-    def stream_handle(self) -> int | None:
-        """Of the stream in use; None: the default one."""
-        return self._handle
-
     def address(self, array: Any) -> int:
         """Where an array begins."""
-        return self._shim.address(array)
+        return int(self._card.address(array))
 
     def adopt(self, array: Any) -> Any:
-        """An array with `__cuda_array_interface__` as Numba sees it, without a copy; it is read
+        """An array with `__cuda_array_interface__` as one of ours, without a copy; it is read
         after what its own stream has yet to do."""
         with self.active():
-            return self._cuda.as_cuda_array(array)
+            return self._card.adopt(array, self.stream)
 
     def device_of(self, address: int) -> str:
         """ "cuda:N" of the memory at an address; this one where CUDA does not say."""
         try:
-            with self._cuda.gpus[self.index]:
-                return f"cuda:{self._shim.device_of(address)}"
-        except Exception:  # memory that CUDA does not know: what reads it will say so
+            with self.active():
+                return f"cuda:{self._card.device_of(address)}"
+        except DeviceError:  # memory that CUDA does not know: what reads it will say so
             return self.name
 
     def copy(self, target: Any, source: Any) -> None:
         """Copy between arrays of the device."""
         if source.size:
             with self.active():
-                target.copy_to_device(source, stream=self._stream)
+                self._card.copy(target, source, self.stream)
 
     # ---- copies ---------------------------------------------------------------------------------
 
     def upload(self, array: AnyArray, what: str = "a batch") -> Any:
-        """A copy on the device."""
+        """A copy on the device; the caller may change `array` at once."""
         target = self.empty(array.shape, array.dtype, what)
         if array.size:
             with self.active():
-                target.copy_to_device(np.ascontiguousarray(array), stream=self._stream)
-                self.synchronize()  # the caller may change its array next
+                self._card.upload(target, np.ascontiguousarray(array), self.stream)
         return target
 
     def fill(self, target: Any, array: AnyArray) -> None:
         """Copy into a device array; the caller leaves `array` alone until `synchronize`."""
         if array.size:
             with self.active():
-                target.copy_to_device(array, stream=self._stream)
+                self._card.to_device(target, array, self.stream)
 
     def download(self, array: Any, out: AnyArray | None = None) -> AnyArray:
         """A copy in host memory, of a contiguous device array."""
@@ -278,34 +291,73 @@ class DeviceMemory:
             if out is None:
                 out = np.empty(tuple(array.shape), array.dtype)
             if out.size:
-                array.copy_to_host(out, stream=self._stream)
-            self.synchronize()
+                self._card.to_host(out, array, self.stream)
+            self._card.synchronize(self.stream)
             return out
+
+    def read_later(self, array: Any) -> Callable[[], AnyArray]:
+        """A function that waits for at most 64 bytes as they are now, and for nothing else that the
+        stream is asked meanwhile."""
+        with self.active():
+            wait: Callable[[], AnyArray] = self._card.read_later(array, self.stream)
+
+        def read() -> AnyArray:
+            with self.active():
+                return wait()
+
+        return read
 
     def number(self, array: Any) -> int:
         """The first entry of an integer array."""
-        return int(self.download(array[:1])[0])
+        return int(self.read_later(array[:1])()[0])
 
     def staging(self, nbytes: int) -> AnyArray:
         """Pinned host memory of at least so many bytes; one buffer, kept."""
+        if self._staging is None or self._staging.size < nbytes:
+            self._staging = self.pinned(max(nbytes, _STAGING))
+        staged: AnyArray = self._staging[:nbytes]
+        return staged
+
+    def pinned(self, nbytes: int) -> AnyArray:
+        """Pinned host memory, the caller's own until the process ends."""
         with self.active():
-            if self._staging is None or self._staging.size < nbytes:
-                self._staging = self._cuda.pinned_array(max(nbytes, _STAGING), np.uint8)
-            staged: AnyArray = self._staging[:nbytes]
-            return staged
+            found: AnyArray = self._card.pinned(nbytes)
+            return found
 
     # ---- launches -------------------------------------------------------------------------------
 
     def launch(self, kernel: Any, blocks: int, threads: int, *args: Any) -> None:
         """Start a kernel on the stream in use."""
         with self.active():
-            kernel[blocks, threads, self._stream](*args)
+            self._card.launch(kernel, blocks, threads, self.stream, args)
 
     def each(self, kernel: Any, items: int, *args: Any) -> None:
         """Start a kernel in which a thread takes an item, or several; not for no items."""
         if items > 0:
             threads = self._shim.THREADS
             self.launch(kernel, self._shim.blocks_for(items, threads), threads, *args)
+
+
+class _Active:
+    """As a context manager: the GPU is this thread's, and CUDA's errors are ours."""
+
+    __slots__ = ("memory",)
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self.memory = memory
+
+    def __enter__(self) -> None:
+        try:
+            self.memory._card.__enter__()
+        except Exception as error:
+            raise self.memory.explained(error) from error
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.memory._card.__exit__()
+        if error is not None:
+            explained = self.memory.explained(error)
+            if explained is not error:
+                raise explained from error
 
 
 def _size(nbytes: int) -> str:

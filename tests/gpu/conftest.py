@@ -72,7 +72,8 @@ def poisoned(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         array = plain(self, *args, **kwargs)
         if array.size:
             rubbish = np.full(array.size * array.dtype.itemsize, POISON, np.uint8)
-            array.copy_to_device(rubbish.view(array.dtype).reshape(tuple(array.shape)))
+            self.fill(array, rubbish.view(array.dtype).reshape(tuple(array.shape)))
+            self.synchronize()
         return array
 
     monkeypatch.setattr(device.DeviceMemory, "empty", empty)

@@ -1,4 +1,4 @@
-"""The one module that imports CUDA: numba-cuda, or what stands in its place under `numba.cuda`.
+"""What imports CUDA: numba-cuda, or what stands in its place under `numba.cuda`.
 
 Its kernels keep to what numba-cuda, its successor and Numba's built-in target share, and the
 simulator (NUMBA_ENABLE_CUDASIM=1) too.  What differs is levelled here:
@@ -7,6 +7,7 @@ simulator (NUMBA_ENABLE_CUDASIM=1) too.  What differs is levelled here:
                        so, hence one NVVM option is added while a kernel of ours is compiled
     load4, store4      16-byte accesses (`ld.global.v4.f32`); one by one in the simulator
     sync_lanes(mask)   __syncwarp; in the simulator, where a block is one group, its syncthreads
+    open_card          memory, copies and launches: `_driver`, or `_simulated`
 
 Square roots and divisions are NVVM's default, correctly rounded, as on the CPU.
 """
@@ -136,7 +137,7 @@ def without_contraction():
 
 
 def cuda_kernel(function: Any) -> Any:
-    """A kernel, compiled when it is first launched; launch it as kernel[blocks, threads, stream].
+    """A kernel, compiled when it is first launched, by `Card.launch`.
 
     Refuses nothing at import: without a driver the first launch fails.
     """
@@ -159,17 +160,19 @@ def cuda_kernel(function: Any) -> Any:
             return compile_plainly(signature)
 
     kernel.compile = compile_exactly
+    kernel.launchers = {}
     return kernel
 
 
-def fill_zero(array: Any, stream: Any) -> None:
-    """All bytes of a device array become zero."""
+def open_card(index: int) -> Any:
+    """A GPU, or the simulator's."""
     if SIMULATED:
-        array._ary[...] = 0
-    elif array.size:
-        from numba.cuda.cudadrv import driver
+        from sparse_embed.kernels.cuda import _simulated
 
-        driver.device_memset(array, 0, array.nbytes, stream=stream)
+        return _simulated.Card(index)
+    from sparse_embed.kernels.cuda import _driver
+
+    return _driver.Card(index)
 
 
 def driver_facts() -> dict[str, Any]:
@@ -195,19 +198,3 @@ def driver_facts() -> dict[str, Any]:
         return facts
     except Exception as error:
         return {"devices": [], "problem": f"{type(error).__name__}: {error}".splitlines()[0]}
-
-
-def address(array: Any) -> int:
-    """Where a device array begins."""
-    if SIMULATED:
-        return int(array._ary.ctypes.data)
-    return int(array.__cuda_array_interface__["data"][0])
-
-
-def device_of(place: int) -> int:
-    """The number of the GPU whose memory is at an address."""
-    from numba.cuda.cudadrv import driver
-
-    binding = driver.binding
-    attribute = binding.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    return int(driver.driver.cuPointerGetAttribute(attribute, binding.CUdeviceptr(place)))
