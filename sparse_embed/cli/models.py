@@ -51,6 +51,7 @@ def train() -> None:
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same command.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help='"cpu", "cuda" or "cuda:N".')
 @click.option(
     "--evaluate",
     "held_out",
@@ -73,6 +74,7 @@ def recommender(
     hash_users: int | None,
     resume: bool,
     seed: int,
+    device: str,
     held_out: bool,
     as_json: bool,
 ) -> None:
@@ -109,7 +111,7 @@ def recommender(
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     maker: Any = OBJECTIVES[objective]
-    model = maker(embedding_dim=embedding_dim, seed=seed, path=output, **chosen)
+    model = maker(embedding_dim=embedding_dim, seed=seed, path=output, device=device, **chosen)
     with progress_bar("training", taken.nnz * model.epochs, as_json) as advance:
 
         def report(at: FitProgress) -> None:

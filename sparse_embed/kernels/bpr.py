@@ -11,18 +11,37 @@ alone, and so does this penalty).  The gradient by q_i is that by q, the one by 
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 from numba import prange
 
 from sparse_embed.kernels._intrinsics import row_pointer
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel
+from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function
+from sparse_embed.kernels.exponential import exp_of, log_of
 from sparse_embed.kernels.reduce import dot
 
 ONE = np.float32(1)
 ZERO = np.float32(0)
 CHUNK = 256  # triplets; by size, never by threads
+
+
+@device_function
+def slope_and_loss(x):
+    """1 - sigmoid(x) and -ln sigmoid(x)."""
+    e = exp_of(-abs(x))  # serves both without overflow
+    return (e if x > ZERO else ONE) / (ONE + e), log_of(e) - min(x, ZERO)
+
+
+@device_function
+def by_user(reg, g, user, item):
+    """The gradient by a number of p_u."""
+    return reg * user - g * item
+
+
+@device_function
+def by_item(reg, g, user, item):
+    """The gradient by a number of q."""
+    return reg * item - g * user
 
 
 @functools.cache
@@ -49,15 +68,13 @@ def bpr_gradients_cpu(dim: int):
                 p = row_pointer(users, k)
                 q = row_pointer(differences, k)
                 x = dot(p, q, dim) + q[dim]
-                # e = exp(-|x|) serves both 1 - sigmoid(x) and ln(1 + exp(-x)) without overflow
-                e = np.float32(math.exp(-abs(x)))
-                g = (e if x > ZERO else ONE) / (ONE + e)
-                loss += np.float64(math.log(ONE + e) - min(x, ZERO))
+                g, own = slope_and_loss(x)
+                loss += np.float64(own)
                 for d in range(dim):
                     user, item = p[d], q[d]
-                    p[d] = reg * item - g * user
-                    q[d] = reg * user - g * item
-                p[dim] = reg * q[dim] - g
+                    p[d] = by_item(reg, g, user, item)
+                    q[d] = by_user(reg, g, user, item)
+                p[dim] = by_item(reg, g, ONE, q[dim])
                 q[dim] = ZERO
             losses[chunk] = loss
 

@@ -41,12 +41,21 @@ def make_unit(row, dim):
 
 
 @device_function
+def along_unit(gradient, along, unit, rate):
+    """A number of the gradient by x, from those by the unit vector x / |x| and of that vector.
+
+    along: their product, summed; rate: 1 / |x|.
+    """
+    return (gradient - along * unit) * rate
+
+
+@device_function
 def through_unit(gradient, row, length, dim):
     """The gradient by x from the one by row = x / |x|, in place."""
     along = dot(gradient, row, dim)
     scale = ONE / length
     for d in range(dim):
-        gradient[d] = (gradient[d] - along * row[d]) * scale
+        gradient[d] = along_unit(gradient[d], along, row[d], scale)
 
 
 @functools.cache
@@ -147,8 +156,12 @@ def contrast_cpu(dim: int, loss_name: str, unit: bool):
                 user_rate, item_rate = ONE / user_length, ONE / item_length
                 for d in range(dim):
                     user, item = p[d], q[d]
-                    p[d] = (change[d] - along_user * user) * user_rate + reg * user_length * user
-                    q[d] = (g * user - along_item * item) * item_rate + reg * item_length * item
+                    p[d] = along_unit(change[d], along_user, user, user_rate) + (
+                        reg * user_length * user
+                    )
+                    q[d] = along_unit(g * user, along_item, item, item_rate) + (
+                        reg * item_length * item
+                    )
                 p[dim] = ZERO
                 q[dim] = ZERO
             else:

@@ -17,11 +17,10 @@ Source      logistic: Mikolov et al. 2013 (negative sampling) · softmax: Bengio
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from sparse_embed.kernels._jit import device_function
+from sparse_embed.kernels.exponential import exp_of, log_above, log_of
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
@@ -31,9 +30,9 @@ TINY = np.float32(-3.0e38)
 @device_function
 def sigmoid_and_log(x):
     """1 / (1 + e^-x) and ln(1 + e^x), neither of which overflows."""
-    e = np.float32(math.exp(-abs(x)))
+    e = exp_of(-abs(x))
     chance = (ONE if x > ZERO else e) / (ONE + e)
-    return chance, np.float32(math.log(ONE + e)) + max(x, ZERO)
+    return chance, log_of(e) + max(x, ZERO)
 
 
 @device_function
@@ -61,15 +60,15 @@ def softmax_loss(score, scores, offsets, marks, number, a, b):
     for m in range(number):
         scores[m] = TINY if marks[m] else scores[m] / a - offsets[m]
         largest = max(largest, scores[m])
-    total = np.float32(math.exp(own - largest))
+    total = exp_of(own - largest)
     mine = total
     for m in range(number):
-        scores[m] = ZERO if marks[m] else np.float32(math.exp(scores[m] - largest))
+        scores[m] = ZERO if marks[m] else exp_of(scores[m] - largest)
         total += scores[m]
     rate = ONE / (total * a)
     for m in range(number):
         scores[m] = scores[m] * rate
-    loss = np.float64(largest) + math.log(np.float64(total)) - np.float64(own)
+    loss = np.float64(largest) + np.float64(log_above(total)) - np.float64(own)
     return loss, mine * rate - ONE / a
 
 

@@ -20,8 +20,10 @@ from sparse_embed import ops
 from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError, StoreError
 from sparse_embed.initializers import Initializer, Uniform
+from sparse_embed.making import check_device
 from sparse_embed.optim import Optimizer, check_lr
 from sparse_embed.recommend.best_model import BestModel
+from sparse_embed.recommend.devices import check_trainable
 from sparse_embed.recommend.evaluation import as_lengths, evaluate
 from sparse_embed.recommend.fitted import FittedModel, not_negative, positive
 from sparse_embed.recommend.model_store import check_same, create_store
@@ -49,6 +51,9 @@ class Common(TypedDict, total=False):
     seed: the same seed and data give the same model, bit for bit, for any number of threads.
     path: directory of the store to train on; None: in memory.
     cache_bytes: memory for the rows of each table; None: what the process has.
+    device: "cpu", "cuda" or "cuda:N": where rows are and training runs.  The model is the same, bit
+        for bit, and opens on either.  On a GPU `cache_bytes` is of its memory; users_as="items" and
+        features are trained on the CPU only.
     commit_interval: seconds between commits of a model with a path (default 10; there is always
         one at the end).  0: after every epoch.
     """
@@ -63,6 +68,7 @@ class Common(TypedDict, total=False):
     seed: int
     path: str | os.PathLike[str] | None
     cache_bytes: int | None
+    device: str
     commit_interval: float
 
 
@@ -89,6 +95,7 @@ class FactorModel(FittedModel, ABC):
         seed: int = 0,
         path: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        device: str = "cpu",
         commit_interval: float = 10.0,
     ) -> None:
         if optimizer is not None and lr is not None:
@@ -111,6 +118,9 @@ class FactorModel(FittedModel, ABC):
         self.seed = positive("seed", seed, 0)
         self.path = None if path is None else os.fspath(path)
         self.cache_bytes = cache_bytes
+        self.device = device
+        self._memory = check_device(device)
+        self._on_device: Any = None  # what trains there, once it is prepared
         self.commit_interval = not_negative("commit_interval", commit_interval)
         self._wrote_path = False
 
@@ -125,15 +135,24 @@ class FactorModel(FittedModel, ABC):
         """Called once before the first batch."""
 
     @abstractmethod
+    def _train_on_host(self, epoch: int, start: int, stop: int) -> float:
+        """`_train_batch` on the CPU."""
+
     def _train_batch(self, epoch: int, start: int, stop: int) -> float:
         """Update both tables by interactions start..stop-1 of the epoch; their summed loss."""
+        if self._on_device is None:
+            return self._train_on_host(epoch, start, stop)
+        return float(self._on_device.train(epoch, self._dropout_seed(epoch), start, stop))
+
+    def _dropout_seed(self, epoch: int) -> int:
+        return (self.seed << 32) ^ epoch
 
     def _drop(self, epoch: int, start: int, users: FloatArray) -> FloatArray | None:
         """Drop numbers of the users' vectors (B, D+1), in place; the mask for their gradient."""
         if self.dropout == 0:
             return None
         shape = (len(users), self.embedding_dim)
-        seed = (self.seed << 32) ^ epoch
+        seed = self._dropout_seed(epoch)
         mask = ops.dropout_scale(seed, start, shape[0] * shape[1], self.dropout).reshape(shape)
         users[:, :-1] *= mask
         return mask
@@ -202,10 +221,11 @@ class FactorModel(FittedModel, ABC):
         if eval_set is not None:
             evaluation = (matrix, as_interactions(eval_set, "eval_set"), as_lengths(eval_k))
         positive("eval_every", eval_every)
+        features = {"users": user_features, "items": item_features}
+        check_trainable(self._memory, self.users_as, features)
         start = self._resumed(data) if resume else None
         if start is None:
             start = 0, 0
-            features = {"users": user_features, "items": item_features}
             self._create(matrix, shape, features)
             self.store.metadata["data"] = data
         self._prepare(interactions)
@@ -315,6 +335,8 @@ class FactorModel(FittedModel, ABC):
         rate = self.optimizer.lr / 10 if lr is None else check_lr(lr)
         matrix = as_interactions(user_items)
         users, items = self._side("users"), self._side("items")
+        found = {"users": users.features, "items": items.features}
+        check_trainable(self._memory, self.users_as, found)
         if matrix.shape[0] > users.number or matrix.shape[1] > items.number:
             raise ArgumentError(
                 f"user_items: expected at most shape {(users.number, items.number)}, got"
@@ -411,6 +433,7 @@ class FactorModel(FittedModel, ABC):
             init=self.init,
             optimizer=self.optimizer,
             cache_bytes=self.cache_bytes,
+            device=self.device,
             overwrite=self._wrote_path,
         )
         store.metadata["shape"] = list(shape)
@@ -426,7 +449,7 @@ class FactorModel(FittedModel, ABC):
         if self._store is None:
             if self.path is None or not os.path.exists(self.path):
                 return None
-            store = Store.open(self.path, "r+", cache_bytes=self.cache_bytes)
+            store = Store.open(self.path, "r+", cache_bytes=self.cache_bytes, device=self.device)
             try:
                 if "model" not in store.metadata:  # killed before its first commit
                     store.close(checkpoint=False)

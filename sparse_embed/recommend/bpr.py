@@ -38,7 +38,7 @@ class BPR(FactorModel):
         negative_power: j is drawn in proportion to (how many users took it) ** negative_power,
             never one that u took.  0: all alike; 1: as often as it was taken.
         common: batch_size, optimizer, init, dropout, users_as, num_users, num_items, seed, path,
-            cache_bytes, commit_interval: see `Common`.
+            cache_bytes, device, commit_interval: see `Common`.
 
     Raises:
         ArgumentError: a value out of range, or both `lr` and `optimizer`.
@@ -81,10 +81,15 @@ class BPR(FactorModel):
 
     def _prepare(self, interactions: Interactions) -> None:
         self._sampler = Sampler(interactions, self.seed, self.negative_power)
+        if self._memory is not None:
+            from sparse_embed.recommend.device_training import DeviceBPR
+
+            self._on_device = DeviceBPR(self._memory, self._sampler, self)
+            return
         self._gradients = bpr_gradients_cpu(self.embedding_dim)
         self._signs = np.tile(_SIGNS, (self.batch_size, 1))
 
-    def _train_batch(self, epoch: int, start: int, stop: int) -> float:
+    def _train_on_host(self, epoch: int, start: int, stop: int) -> float:
         users, items = self._sampler.triplets(epoch, start, stop)
         signs = self._signs[: len(users)]
         user_side, item_side = self._side("users"), self._side("items")

@@ -69,8 +69,17 @@ class ContrastModel(FactorModel):
     def _prepare(self, interactions: Interactions) -> None:
         power = 1.0 if self.in_batch else self.negative_power
         self._sampler = Sampler(interactions, self.seed, power, self.num_negatives)
-        self._gradients = contrast_cpu(self.embedding_dim, self._loss, self.cosine)
         self._offset_of = self._offsets()
+        if self._memory is not None:
+            from sparse_embed.recommend.device_training import DeviceContrast
+
+            self._on_device = DeviceContrast(self._memory, self._sampler, self)
+            self._on_device.set_loss(
+                self._loss, self.cosine, self._numbers(), self.num_negatives, self.in_batch,
+                self._offset_of,
+            )  # fmt: skip
+            return
+        self._gradients = contrast_cpu(self.embedding_dim, self._loss, self.cosine)
 
     def _negatives(self, epoch: int, start: int, stop: int, columns: np.ndarray) -> np.ndarray:
         """(blocks, M) positions in the catalogue."""
@@ -80,7 +89,7 @@ class ContrastModel(FactorModel):
         # A short last block takes its items again from the start: the user's own are marked.
         return np.resize(columns, blocks * self.num_negatives).reshape(blocks, -1)
 
-    def _train_batch(self, epoch: int, start: int, stop: int) -> float:
+    def _train_on_host(self, epoch: int, start: int, stop: int) -> float:
         sampler = self._sampler
         users, items, columns = sampler.pairs(epoch, start, stop)
         others = self._negatives(epoch, start, stop, columns)

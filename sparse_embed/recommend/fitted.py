@@ -361,6 +361,7 @@ class FittedModel:
         mode: str = "r",
         *,
         cache_bytes: int | None = None,
+        device: str = "cpu",
     ) -> Self:
         """Open a saved model.  Rows are read as they are asked for, so this takes milliseconds.
 
@@ -369,15 +370,18 @@ class FittedModel:
             mode: "r" reads, next to other readers and a writer; "r+" is a writer, for
                 `partial_fit` and `fit(..., resume=True)`.
             cache_bytes: memory for rows; None: what the process has.
+            device: "cpu", "cuda" or "cuda:N", wherever the model was trained.
 
         Raises:
             NotAStoreError: no store at `path`, or one of something else.
         """
-        store = Store.open(path, mode=mode, cache_bytes=cache_bytes)
+        store = Store.open(path, mode=mode, cache_bytes=cache_bytes, device=device)
         try:
             arguments = read_description(store, cls.__name__)
             try:
-                model: Self = _class(cls)(**arguments, path=path, cache_bytes=cache_bytes)
+                model: Self = _class(cls)(
+                    **arguments, path=path, cache_bytes=cache_bytes, device=device
+                )  # fmt: skip
             except (TypeError, ValueError) as error:
                 raise NotAStoreError(
                     f"{store.path}: its metadata does not describe a {cls.__name__}: {error}"

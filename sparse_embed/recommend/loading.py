@@ -23,7 +23,11 @@ OBJECTIVES: dict[str, type[FactorModel]] = {
 
 
 def load(
-    path: str | os.PathLike[str], mode: str = "r", *, cache_bytes: int | None = None
+    path: str | os.PathLike[str],
+    mode: str = "r",
+    *,
+    cache_bytes: int | None = None,
+    device: str = "cpu",
 ) -> FactorModel:
     """The model at `path`, of whatever class; arguments and errors as `FactorModel.load`."""
     with Store.open(path, mode="r") as store:
@@ -31,5 +35,5 @@ def load(
     name = recorded.get("name") if isinstance(recorded, dict) else None
     for model in OBJECTIVES.values():
         if model.__name__ == name:
-            return model.load(path, mode, cache_bytes=cache_bytes)
+            return model.load(path, mode, cache_bytes=cache_bytes, device=device)
     raise NotAStoreError(f"{os.fspath(path)}: expected a recommender, found a store of {name}")

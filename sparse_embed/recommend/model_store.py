@@ -27,6 +27,7 @@ def create_store(
     init: Initializer,
     optimizer: Optimizer,
     cache_bytes: int | None,
+    device: str,
     overwrite: bool,
 ) -> Store:
     """A new store with `rows` of users and of items; `description` is the metadata's "model".
@@ -47,6 +48,7 @@ def create_store(
                 # Different seeds: user r and item r must not start at the same place.
                 seed=2 * seed + place,
                 cache_bytes=cache_bytes,
+                device=device,
             )
     except BaseException:
         store.discard()

@@ -143,9 +143,9 @@ class Sampler:
         """block: interactions that share their negatives (`shared`)."""
         self.interactions = interactions
         self._seed = seed
-        self._block = block
+        self.block = block
         number = len(interactions)
-        self._half_bits = np.uint64(max(1, (number.bit_length() + 1) // 2))
+        self.half_bits = np.uint64(max(1, (number.bit_length() + 1) // 2))
         popularity = np.bincount(interactions.columns, minlength=len(interactions.catalogue))
         # An item whose takers were all dropped counts as taken once.
         weights = np.maximum(popularity, 1).astype(np.float64) ** negative_power
@@ -156,11 +156,11 @@ class Sampler:
         # so does one below it, nearly always; where it does not, the other is the column itself.
         always = threshold > 0xFFFFFFFF
         alias[always] = np.flatnonzero(always)
-        self._alias = np.minimum(threshold, 0xFFFFFFFF) << 32 | alias.astype(np.uint64)
+        self.alias = np.minimum(threshold, 0xFFFFFFFF) << 32 | alias.astype(np.uint64)
         logarithm = max(6, (FILTER_BITS * number - 1).bit_length())
-        self._shift = np.uint64(64 - logarithm)
-        self._bits = np.zeros(1 << (logarithm - 3), np.uint8)
-        filter_cpu()(interactions.rows, interactions.columns, self._shift, self._bits)
+        self.shift = np.uint64(64 - logarithm)
+        self.bits = np.zeros(1 << (logarithm - 3), np.uint8)
+        filter_cpu()(interactions.rows, interactions.columns, self.shift, self.bits)
 
     def triplets(self, epoch: int, start: int, stop: int) -> tuple[IndexArray, IndexArray]:
         """Interactions start..stop-1 of the epoch, each with one item that the user did not take.
@@ -173,8 +173,8 @@ class Sampler:
         items = np.empty((stop - start, 2), np.int64)
         data = self.interactions
         sample_triplets_cpu()(
-            self._key(epoch), np.uint64(start), self._half_bits, data.rows, data.columns,
-            data.indptr, data.catalogue, self._alias, self._bits, self._shift, users, items,
+            self.key(epoch), np.uint64(start), self.half_bits, data.rows, data.columns,
+            data.indptr, data.catalogue, self.alias, self.bits, self.shift, users, items,
         )  # fmt: skip
         return users, items
 
@@ -188,7 +188,7 @@ class Sampler:
         users, columns = (np.empty(stop - start, np.int64) for _ in range(2))
         data = self.interactions
         sample_pairs_cpu()(
-            self._key(epoch), np.uint64(start), self._half_bits, data.rows, data.columns,
+            self.key(epoch), np.uint64(start), self.half_bits, data.rows, data.columns,
             users, columns,
         )  # fmt: skip
         return users, data.catalogue[columns], columns
@@ -200,10 +200,10 @@ class Sampler:
             (blocks, number) int64 positions in the catalogue; a user may have taken some of them.
         """
         guard_fork()
-        blocks = -(-(stop - start) // self._block)
+        blocks = -(-(stop - start) // self.block)
         columns = np.empty((blocks, number), np.int64)
-        begin = np.uint64(start // self._block * number)
-        sample_shared_cpu()(self._key(epoch), begin, self._alias, columns.reshape(-1))
+        begin = np.uint64(start // self.block * number)
+        sample_shared_cpu()(self.key(epoch), begin, self.alias, columns.reshape(-1))
         return columns
 
     def marks(self, users: IndexArray, columns: IndexArray) -> npt.NDArray[np.uint8]:
@@ -212,10 +212,11 @@ class Sampler:
         marks = np.empty((len(users), columns.shape[1]), np.uint8)
         data = self.interactions
         mark_taken_cpu()(
-            self._block, users, columns, data.indptr, data.columns, self._bits, self._shift, marks
+            self.block, users, columns, data.indptr, data.columns, self.bits, self.shift, marks
         )
         return marks
 
-    def _key(self, epoch: int) -> np.uint64:
+    def key(self, epoch: int) -> np.uint64:
+        """What sets an epoch's draws apart from all others."""
         sequence = np.random.SeedSequence([self._seed, epoch])
         return np.uint64(sequence.generate_state(1, np.uint64)[0])
