@@ -2,7 +2,8 @@
 
     bags      65,536 x 32 of 64 columns, uniform over a table many times the L2 cache
     step      backward and LazyAdam of the same batch, fused; torch's EmbeddingBag and SparseAdam
-    cache     a table ten times its cache, Zipf(1.05), with and without prefetch of the next batch
+    cache     a table ten times its cache, Zipf(1.05), with and without prefetch of the next batch:
+              lookups alone, and steps around a stand-in for a model
 
 Times are the device's, between two events on the default stream, after a warm-up; rounds take
 turns.  "copy" moves as many bytes as the rows of the batch have, from one place of the card to
@@ -11,8 +12,10 @@ another: its samples say what the memory can do today.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,8 @@ from benchmarks.harness import Case, Competitor, Settings, gate
 from benchmarks.workloads import Workload
 
 _WARM_UP = 3
+_CACHED = 2_000_000  # rows of the tables that do not fit their cache
+_MODEL = 2 << 30  # bytes that the stand-in for a model moves, eight times
 _CHECKED = 32  # bags that are compared with sums in float64
 
 
@@ -232,32 +237,95 @@ def _torch_step(
 
 
 def _cache(settings: Settings, work: Workload) -> Iterator[Case]:
-    """All rows resident, against a tenth of them, with and without prefetch."""
-    batches, offsets = work.batches(6), work.offsets()
-    ids, starts = _upload(batches), _upload([offsets])[0]
-    rows = work.num_embeddings * work.embedding_dim * 4
-    tables = {
-        "sparse_embed": _table(work, None),
-        "a tenth of it": _table(work, None, rows // 10),
-        "a tenth of it, prefetch": _table(work, None, rows // 10),
-    }
-    # Rows that the small tables have not seen are virgin there: written ones cost the same reads.
-    competitors = []
-    for name, table in tables.items():
-        before: Callable[[int], Any] | None = None
-        if name.endswith("prefetch"):
+    """All rows resident, against a tenth of them, with and without prefetch of the next batch.
 
-            def before(i: int, table: se.EmbeddingTable = table) -> None:
-                table.prefetch(batches[i % 6])
+    Every round has a batch of its own, after so many that the small caches are in a steady state.
+    "lookup": the rows lie in a file whose pages the kernel has; prefetch is over before the clock
+    starts.  "step": lookup, a stand-in for a model (the card copies for a few milliseconds), and
+    LazyAdam; prefetch is asked for while the stand-in runs, inside the clock.
+    """
+    work = replace(work, num_embeddings=min(work.num_embeddings, _CACHED))
+    rounds, fill = settings.count(20, 3), settings.count(30, 2)
+    batches = work.batches(fill + _WARM_UP + rounds + 2)
+    ids, starts = _upload(batches), _upload([work.offsets()])[0]
+    moved = work.length * work.embedding_dim * 4
 
-        competitors.append(
+    def ready(tables: dict[str, se.EmbeddingTable], run: Any) -> None:
+        for i in range(fill):
+            for name, table in tables.items():
+                run(name, table, i - fill - _WARM_UP)
+
+    def at(i: int) -> int:
+        return fill + _WARM_UP + i
+
+    def lookup(_name: str, table: se.EmbeddingTable, i: int) -> Any:
+        return table.lookup(ids[at(i)], starts, mode="sum")
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table"
+        record = _write(path, work)
+        tables = {
+            name: se.EmbeddingTable.open(path, "r", cache_bytes=cache, device="cuda")
+            for name, cache in _caches(work.num_embeddings * record).items()
+        }
+        ready(tables, lookup)
+        competitors = [
             Competitor(
                 name,
-                lambda i, table=table: table.lookup(ids[i % 6], starts, mode="sum"),
-                before=before,
+                lambda i, n=name, t=table: lookup(n, t, i),
+                before=(lambda i, t=table: t.prefetch(batches[at(i)])) if "pre" in name else None,
             )
-        )
-    moved = work.length * work.embedding_dim * 4
-    yield device_race(f"cache on a GPU: {work.name}", competitors, settings.count(20, 3), {}, moved)
+            for name, table in tables.items()
+        ]
+        case = device_race(f"cache, lookup: {work.name}", competitors, rounds, {}, moved)
+        case.facts["rows missing"] = _missing(tables["a tenth"], batches[-1])
+        yield case
+        for table in tables.values():
+            table.close()
+    tables = {
+        name: _table(work, se.LazyAdam(1e-3), cache)
+        for name, cache in _caches(work.num_embeddings * 3 * record).items()
+    }
+    model = _copy(_MODEL if not settings.quick else 1 << 20)
+
+    def step(name: str, table: se.EmbeddingTable, i: int) -> None:
+        bags: Any = lookup(name, table, i)
+        for turn in range(8):
+            model.run(turn)
+        if "pre" in name:
+            table.prefetch(batches[at(i) + 1])
+        table.update(bags, ids[at(i)], starts, mode="sum")
+
+    ready(tables, step)
+    competitors = [
+        Competitor(name, lambda i, n=name, t=table: step(n, t, i)) for name, table in tables.items()
+    ]
+    competitors.append(Competitor("the stand-in alone", lambda i: [model.run(t) for t in range(8)]))
+    case = device_race(f"cache, step: {work.name}", competitors, rounds, {}, moved)
+    case.facts["rows missing"] = _missing(tables["a tenth"], batches[-1])
+    yield case
     for table in tables.values():
         table.close()
+
+
+def _caches(nbytes: int) -> dict[str, int | None]:
+    return {"sparse_embed": None, "a tenth": nbytes // 10, "a tenth, prefetch": nbytes // 10}
+
+
+def _missing(table: se.EmbeddingTable, batch: Any) -> str:
+    """How much of a batch that the table has not seen is not in its cache."""
+    rows = np.unique(batch)
+    absent = int((table._table.rows.resident.find(rows) < 0).sum())
+    return f"{absent:,} of {len(rows):,}"
+
+
+def _write(path: Path, work: Workload) -> int:
+    """A table on disk whose rows were all assigned; bytes of a row."""
+    shape = {"num_embeddings": work.num_embeddings, "embedding_dim": work.embedding_dim}
+    block = np.random.default_rng(1).random((1 << 18, work.embedding_dim), np.float32)
+    with se.EmbeddingTable.create(path, **shape) as table:
+        for begin in range(0, work.num_embeddings, len(block)):
+            rows = np.arange(begin, min(begin + len(block), work.num_embeddings))
+            table.assign(rows, block[: len(rows)])
+            table.commit()
+        return int(table.info()["record_bytes"])

@@ -23,7 +23,6 @@ from sparse_embed.errors import (
     MissingExtraError,
 )
 
-_STAGING = 8 << 20
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _LEGACY = 1  # CU_STREAM_LEGACY: the default stream by name
 _SHARE = 0.8  # of the free device memory, for tables without cache_bytes
@@ -116,7 +115,6 @@ class DeviceMemory:
         self._card: Any = _shim.open_card(index)
         self._chosen = threading.local()
         self._work: dict[str, Any] = {}
-        self._staging: Any = None
 
     # ---- streams and errors ---------------------------------------------------------------------
 
@@ -173,6 +171,26 @@ class DeviceMemory:
             with self.active():
                 self._card.after(self.stream, other)
 
+    @contextlib.contextmanager
+    def aside(self, stream: int) -> Iterator[None]:
+        """Launch and copy on this stream of ours inside, with kept buffers of its own."""
+        before = self.stream
+        self._chosen.stream, self._chosen.aside = stream, "aside: "
+        try:
+            yield
+        finally:
+            self._chosen.stream, self._chosen.aside = before, ""
+
+    def record(self, mark: Any) -> None:
+        """Put a `kernels.cuda.streams.Mark` into the stream in use."""
+        with self.active():
+            mark.record(self.stream)
+
+    def hold(self, mark: Any) -> None:
+        """What the stream in use is asked next comes after the mark."""
+        with self.active():
+            mark.hold(self.stream)
+
     def synchronize(self) -> None:
         """Wait for the stream in use."""
         with self.active():
@@ -223,6 +241,7 @@ class DeviceMemory:
 
         Its next use may be on another stream: that one waits for what this one has been asked.
         """
+        name = getattr(self._chosen, "aside", "") + name
         kept, stream = self._work.get(name, (None, 0))
         if kept is None or kept.shape[0] < length or kept.dtype != dtype:
             grown = length if kept is None else max(length, kept.shape[0] * 3 // 2)
@@ -285,6 +304,13 @@ class DeviceMemory:
             with self.active():
                 self._card.to_device(target, array, self.stream)
 
+    def put(self, name: str, array: AnyArray) -> Any:
+        """A copy on the device in the buffer of this name (`work`); for memory that is not pinned,
+        which the caller may change at once."""
+        target = self.work(name, array.size, array.dtype)
+        self.fill(target, np.ascontiguousarray(array))
+        return target
+
     def download(self, array: Any, out: AnyArray | None = None) -> AnyArray:
         """A copy in host memory, of a contiguous device array."""
         with self.active():
@@ -310,13 +336,6 @@ class DeviceMemory:
     def number(self, array: Any) -> int:
         """The first entry of an integer array."""
         return int(self.read_later(array[:1])()[0])
-
-    def staging(self, nbytes: int) -> AnyArray:
-        """Pinned host memory of at least so many bytes; one buffer, kept."""
-        if self._staging is None or self._staging.size < nbytes:
-            self._staging = self.pinned(max(nbytes, _STAGING))
-        staged: AnyArray = self._staging[:nbytes]
-        return staged
 
     def pinned(self, nbytes: int) -> AnyArray:
         """Pinned host memory, the caller's own until the process ends."""

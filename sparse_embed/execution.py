@@ -146,6 +146,22 @@ class Execution:
             first = last
         return out
 
+    def prefetch(self, indices: object, padding_idx: object, wait: bool) -> None:
+        """See `EmbeddingTable.prefetch`."""
+        rows = self._prefetch_rows(indices, padding_idx)
+        resident = self.table.rows.resident
+        if wait:
+            resident.slots(rows[: resident.capacity])
+        else:
+            self.table.rows.read_ahead(rows[: resident.capacity])
+
+    def _prefetch_rows(self, indices: object, padding_idx: object) -> IndexArray:
+        """The distinct rows of any array of indices, ascending."""
+        total = self.table.entry.num_embeddings
+        rows = np.unique(_validate.as_indices(indices, total, padding_idx))
+        kept: IndexArray = rows[rows != _validate.as_padding_idx(padding_idx)]
+        return kept
+
     # ---- reading --------------------------------------------------------------------------------
 
     def lookup(self, batch: Batch) -> FloatArray:

@@ -569,20 +569,16 @@ class EmbeddingTable:
         """Bring rows into the cache, as far as they fit, for the next batch to find.
 
         Args:
-            indices: any shape; `padding_idx` among them is passed over.
+            indices: any shape; `padding_idx` among them is passed over.  On a GPU they are brought
+                in on a stream beside the one in use, while it works: call it after the lookup of
+                the batch in hand, with NumPy indices (arrays of the GPU wait for their stream).
             wait: False returns at once and changes nothing in the cache: a thread asks the kernel
                 to read what is on disk, while you compute; the next batch finds it in the kernel's
                 memory.  Call it with the batch after the one in hand.  (Linux; elsewhere it does
                 nothing.)  Results are the same with and without.
         """
-        rows = np.unique(_validate.as_indices(indices, self.num_embeddings, padding_idx))
-        rows = rows[rows != _validate.as_padding_idx(padding_idx)]
         with self._core.using(write=False):
-            resident = self._table.rows.resident
-            if wait:
-                resident.slots(rows[: resident.capacity])
-            else:
-                self._table.rows.read_ahead(rows[: resident.capacity])
+            self._run.prefetch(indices, padding_idx, wait)
 
     # ---- the store ------------------------------------------------------------------------------
 

@@ -15,10 +15,12 @@ import numpy as np
 import sparse_embed as se
 from benchmarks import gpu
 from benchmarks.harness import Case, Competitor, Settings, gate, race
+from benchmarks.suites.recommend import interactions
 from benchmarks.workloads import Workload
 from sparse_embed.errors import SparseEmbedError
+from sparse_embed.recommend import BPR
 
-ABOUT = "lookup and step of tables on a GPU"
+ABOUT = "lookup and step of tables on a GPU, and a recommender there"
 
 GPU = "sparse_embed on a GPU"
 _SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -42,11 +44,38 @@ def run(settings: Settings) -> Iterator[Case]:
         return
     if _SIMULATED:
         yield from _race(settings, Workload(200, 8, 4, 3))  # nothing to time: the gates alone
+        yield from _recommender(settings, (12, 10, 4), 4, 64)
         return
     yield from gpu.cases(settings)
     for batch in (256,) if settings.quick else (4096, 65_536):
         rows = 20_000 if settings.quick else 10_000_000
         yield from _race(settings, Workload(rows, 64, batch, 32))
+    yield from _recommender(settings, (300, 200, 12) if settings.quick else (30_000, 10_000, 40))
+
+
+def _recommender(
+    settings: Settings,
+    size: tuple[int, int, int],
+    dim: int = 64,
+    batch_size: int = 65_536,
+) -> Iterator[Case]:
+    """Two epochs of BPR on both devices: the same bits."""
+    train = interactions(*size)
+    how = {"embedding_dim": dim, "epochs": 2, "batch_size": batch_size, "seed": 0}
+
+    def fit(device: str) -> BPR:
+        return BPR(device=device, **how).fit(train)
+
+    def vectors(device: str) -> Any:
+        return fit(device).item_vectors()[1]
+
+    competitors = [
+        Competitor(name, lambda i, d=device: fit(d), lambda d=device: vectors(d))
+        for name, device in (("sparse_embed", "cpu"), (GPU, "cuda"))
+    ]
+    name = f"BPR x {dim}: 2 epochs of {train.nnz:,} interactions, batches of {batch_size:,}"
+    gate(competitors, vectors("cpu"), 0, name)
+    yield race(name, competitors, settings.count(5, 1))
 
 
 def _race(settings: Settings, work: Workload) -> Iterator[Case]:

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from sparse_embed import _validate
 from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.batch import Batch
-from sparse_embed.cuda.arrays import DeviceArray
+from sparse_embed.cuda.arrays import DeviceArray, import_array, is_on_device
 from sparse_embed.cuda.batch import DeviceBatch, as_device, make_device_batch, upload_batch
 from sparse_embed.cuda.ops import Coefficients, DeviceOps, Records
 from sparse_embed.device import DeviceMemory
 from sparse_embed.execution import Execution
+from sparse_embed.kernels.cuda.streams import Mark
 from sparse_embed.optim import Optimizer
-from sparse_embed.storage.device_resident import DeviceIdentitySlots
 from sparse_embed.storage.store import StoreCore
 
 _BLOCK_BYTES = 64 << 20
@@ -73,22 +74,13 @@ class DeviceExecution(Execution):
 
     def _resident_records(self) -> Records:
         resident: Any = self.table.rows.resident
-        flags = resident.flags
-        if not isinstance(resident, DeviceIdentitySlots):
-            flags = resident.kernel_flags
-        return self._on_device(resident.records, flags)
+        return self._on_device(resident.records, resident.flags)
 
     def _reach_device(self, batch: DeviceBatch) -> tuple[Records, Any] | None:
         """Records and slots by position, all brought in; None when they do not fit together."""
         resident: Any = self.table.rows.resident
-        if isinstance(resident, DeviceIdentitySlots):
-            resident.bring(batch.indices, batch.padding)
-            return self._resident_records(), batch.indices
-        rows, inverse = self._host_rows(batch)
-        slots = resident.slots(rows)
-        if slots is None:
-            return None
-        return self._resident_records(), self.memory.upload(_by_position(slots, inverse))
+        slots = resident.bring(batch.indices, batch.padding)
+        return None if slots is None else (self._resident_records(), slots)
 
     def _host_rows(self, batch: DeviceBatch) -> tuple[IndexArray, IndexArray]:
         """The distinct rows of a batch, and which of them each position has (-1: padding)."""
@@ -107,7 +99,7 @@ class DeviceExecution(Execution):
         data = self.table.rows.read(rows)
         records = self.memory.upload(data, "the rows of a batch")
         flags = self.memory.zeros(len(rows), np.uint8)
-        return self._on_device(records, flags), self.memory.upload(_by_position(None, inverse))
+        return self._on_device(records, flags), self.memory.upload(np.maximum(inverse, 0))
 
     def _pieces(self, batch: DeviceBatch) -> Iterator[tuple[int, int, int, DeviceBatch]]:
         """(first bag, last bag, first position, part) of a batch that does not fit the cache."""
@@ -150,6 +142,25 @@ class DeviceExecution(Execution):
             found = operation(*self._device_copies(part), part, begin)
             self.memory.copy(out[first:last], found)
         return out
+
+    def prefetch(self, indices: object, padding_idx: object, wait: bool) -> None:
+        """Rows of the next batch are brought in beside the work in hand.  Row numbers on the device
+        wait for what was asked of it before, those of the host do not."""
+        resident: Any = self.table.rows.resident
+        if not wait:
+            if is_on_device(indices):
+                array = import_array(self.memory, indices, np.int64, "indices")
+                indices = self.memory.download(array)
+            self.table.rows.read_ahead(self._prefetch_rows(indices, padding_idx))
+        elif is_on_device(indices):
+            batch = self.make_batch(indices, None, None, None, padding_idx, True)
+            ready = Mark()
+            self.memory.record(ready)
+            resident.prefetch(batch.indices, batch.padding, ready)
+        else:
+            total = self.table.entry.num_embeddings
+            rows = _validate.as_indices(indices, total, padding_idx).reshape(-1)
+            resident.prefetch(rows, _validate.as_padding_idx(padding_idx))
 
     # ---- reading --------------------------------------------------------------------------------
 
@@ -220,31 +231,29 @@ class DeviceExecution(Execution):
     ) -> None:
         """Make the changes that prepare(records, slots, u0, u1) returns for ranges of distinct
         rows; then the step counts.  The first range is prepared before anything is changed."""
-        resident: Any = self.table.rows.resident
-        if isinstance(resident, DeviceIdentitySlots):
-            resident.bring(rows, -1)
-            change = prepare(self._resident_records(), rows, 0, int(rows.shape[0]))
-            with self._core.step():
-                change()
-                self.table.step += 1
-            return
-        ranges = self._ranges(self.memory.download(rows))
-        first = [(part, self._prepare_range(prepare, *part)) for part in islice(ranges, 1)]
-        rest = ((part, self._prepare_range(prepare, *part)) for part in ranges)
+        ranges = self._device_ranges(rows)
+        first = [prepare(records, slots, *part) for records, slots, *part in islice(ranges, 1)]
+        rest = (prepare(records, slots, *part) for records, slots, *part in ranges)
         with self._core.step():
-            for (_u0, _u1, slots), change in chain(first, rest):
+            for change in chain(first, rest):
                 change()
-                resident.mark_changed(slots)
             self.table.step += 1
 
-    def _prepare_range(
-        self,
-        prepare: Callable[[Records, Any, int, int], Callable[[], None]],
-        u0: int,
-        u1: int,
-        slots: IndexArray,
-    ) -> Callable[[], None]:
-        return prepare(self._resident_records(), self.memory.upload(slots), u0, u1)
+    def _device_ranges(self, rows: Any) -> Iterator[tuple[Records, Any, int, int]]:
+        """(records, slots, u0, u1) of ranges of distinct rows, as `_ranges`."""
+        resident: Any = self.table.rows.resident
+        u0 = 0
+        size = length = int(rows.shape[0])
+        while u0 < length:
+            u1 = min(u0 + size, length)
+            slots = resident.bring(rows[u0:u1], -1)
+            if slots is not None:
+                yield self._resident_records(), slots, u0, u1
+                u0 = u1
+            else:
+                size = resident.capacity if size > resident.capacity else size // 2
+                if size < 1:
+                    raise AssertionError("not one row fits the cache")
 
     def update(self, batch: Any, grad: Any, optimizer: Optimizer) -> None:
         argmax = self.argmax(batch)
@@ -273,9 +282,3 @@ class DeviceExecution(Execution):
                 records, slots, rows[u0:u1], values[u0:u1], optimizer, step, lr
             ),
         )
-
-
-def _by_position(slots: IndexArray | None, inverse: IndexArray) -> IndexArray:
-    """Slots by position from those of the distinct rows (None: their own number); 0 at padding."""
-    places = inverse if slots is None else (slots[inverse] if len(slots) else inverse)
-    return np.where(inverse < 0, np.int64(0), places)

@@ -3,10 +3,9 @@
 DeviceIdentitySlots   the table fits: slot == row.  Flags lie on the device, one of them says that
                       the row was brought in; a batch is looked through there, and only the row
                       numbers that are missing come to the host
-DeviceIndexedSlots    it does not: records lie on the device; index, flags and eviction are the
-                      host's, as in `resident`
+DeviceIndexedSlots    it does not: an index and a clock on the device (`device_index`)
 
-Records come and go through pinned staging, a piece at a time; no file mapping is ever registered
+Records come and go through pinned staging (`device_records`); no file mapping is ever registered
 with CUDA.  Rows are read from files, and written to the journal, by the code that serves the host.
 """
 
@@ -20,57 +19,19 @@ from numpy.typing import NDArray
 from sparse_embed.device import DeviceMemory
 from sparse_embed.device_scan import select_flagged, take
 from sparse_embed.kernels.cuda import records as kernels
+from sparse_embed.kernels.cuda.streams import Mark
 from sparse_embed.kernels.records import DIRTY
 from sparse_embed.storage.budget import Budget
+from sparse_embed.storage.device_index import DeviceIndexedSlots
+from sparse_embed.storage.device_records import Beside, DeviceRecords
 from sparse_embed.storage.layout import Layout
-from sparse_embed.storage.resident import Fetch, IndexedSlots, Slots, Stored
+from sparse_embed.storage.resident import Fetch, Slots, Stored
 from sparse_embed.storage.scratch import Scratch
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 _NONE = np.uint8(0)
-_PIECE = 8 << 20  # bytes on their way between device and host at a time
-
-
-class DeviceRecords:
-    """Moves records between their slots on the device and arrays of the host."""
-
-    def __init__(self, memory: DeviceMemory, slots: int, lanes: int, what: str) -> None:
-        self.memory = memory
-        self._lanes = lanes
-        self.array = memory.zeros((slots, lanes), np.float32, what)
-
-    def _pieces(self, n: int) -> range:
-        return range(0, n, max(1, _PIECE // (4 * self._lanes)))
-
-    def gather(self, slots: Int64, out: Floats) -> None:
-        """out[i] = the record in slots[i]"""
-        memory = self.memory
-        for begin in self._pieces(len(slots)):
-            part = slots[begin : begin + self._pieces(1 << 62).step]
-            buffer = memory.work("records", part.size * self._lanes, np.float32)
-            data = buffer.reshape((part.size, self._lanes))
-            memory.each(
-                kernels.gather_records_cuda(), data.size, self.array, memory.upload(part), data
-            )
-            staged = memory.staging(data.size * 4).view(np.float32).reshape(data.shape)
-            out[begin : begin + part.size] = memory.download(data, staged)
-
-    def scatter(self, slots: Int64, data: Floats) -> None:
-        """The record in slots[i] = data[i]"""
-        memory = self.memory
-        for begin in self._pieces(len(slots)):
-            part = slots[begin : begin + self._pieces(1 << 62).step]
-            buffer = memory.work("records", part.size * self._lanes, np.float32)
-            target = buffer.reshape((part.size, self._lanes))
-            staged = memory.staging(target.size * 4).view(np.float32).reshape(target.shape)
-            staged[...] = data[begin : begin + part.size]
-            memory.fill(target, staged)
-            memory.each(
-                kernels.scatter_records_cuda(), target.size, self.array, memory.upload(part), target
-            )
-            memory.synchronize()  # the staging buffer is used again
 
 
 class DeviceIdentitySlots(Slots):
@@ -97,6 +58,9 @@ class DeviceIdentitySlots(Slots):
         self._moving = DeviceRecords(memory, self._rows, layout.lanes, "resident rows")
         self.records = self._moving.array
         self.flags = memory.zeros(self._rows, np.uint8, "the flags of resident rows")
+        self._beside = Beside(memory)
+        self._changed = Mark()  # all flags are as the host knows them
+        memory.record(self._changed)
 
     @staticmethod
     def bytes_needed(layout: Layout) -> int:
@@ -113,10 +77,15 @@ class DeviceIdentitySlots(Slots):
 
     # ---- bringing rows in -----------------------------------------------------------------------
 
-    def bring(self, rows: Any, padding_idx: int) -> None:
-        """Bring in the rows of a batch that lies on the device (repeats allowed)."""
-        if self._all_present or rows.shape[0] == 0:
-            return
+    def bring(self, rows: Any, padding_idx: int) -> Any:
+        """Bring in the rows of a batch that lies on the device (repeats allowed); their slots."""
+        self._beside.join()
+        if not self._all_present and rows.shape[0]:
+            self._bring(rows, padding_idx)
+            self._memory.record(self._changed)
+        return rows
+
+    def _bring(self, rows: Any, padding_idx: int) -> None:
         memory, length = self._memory, int(rows.shape[0])
         marks = memory.work("marks", length, np.uint8)
         memory.each(kernels.missing_cuda(), length, self.flags, rows, padding_idx, marks)
@@ -124,14 +93,27 @@ class DeviceIdentitySlots(Slots):
         if places.shape[0]:
             self._load(np.unique(memory.download(take(memory, rows, places))))
 
+    def prefetch(self, rows: Any, padding_idx: int, ready: Mark | None = None) -> None:
+        """Bring in rows for the next batch beside the stream in use; see `DeviceIndexedSlots`.
+
+        The batch in hand is here already: what it changes are other rows.
+        """
+        if self._all_present or rows.shape[0] == 0:
+            return
+        with self._beside.work(self._changed, *([] if ready is None else [ready])):
+            if isinstance(rows, np.ndarray):
+                rows = self._memory.put("rows", rows)
+            self._bring(rows, padding_idx)
+
     def _load(self, missing: Int64) -> None:
         # The others are virgin, and the device's memory is zero there already.
         stored = missing[self._stored(missing)]
-        for begin in range(0, stored.size, self._chunk):
-            part = stored[begin : begin + self._chunk]
-            data = np.empty((part.size, self._layout.lanes), np.float32)
-            self._fetch(part, data)
-            self.scatter(part, data)
+        if stored.size:
+
+            def fetch(begin: int, end: int, out: Floats) -> None:
+                self._fetch(stored[begin:end], out)
+
+            self._moving.bring(self._memory.upload(stored), fetch)
         self._change(missing, _NONE, kernels.PRESENT)  # last: an error before leaves them missing
 
     def slots(self, rows: Int64) -> Int64:
@@ -142,6 +124,7 @@ class DeviceIdentitySlots(Slots):
     def find(self, rows: Int64) -> Int64:
         if self._all_present or rows.size == 0:
             return rows
+        self._beside.join()
         memory = self._memory
         marks = memory.work("marks", rows.size, np.uint8)
         memory.each(kernels.missing_cuda(), rows.size, self.flags, memory.upload(rows), -1, marks)
@@ -159,80 +142,46 @@ class DeviceIdentitySlots(Slots):
         )
 
     def flagged(self, want: np.uint8 = DIRTY) -> Int64:
+        self._beside.join()
         found = select_flagged(self._memory, self.flags, self._rows, int(want))
         return np.asarray(self._memory.download(found))
 
     def gather(self, slots: Int64, out: Floats) -> None:
+        self._beside.join()
         self._moving.gather(slots, out)
 
     def scatter(self, slots: Int64, data: Floats) -> None:
+        self._beside.join()
         self._moving.scatter(slots, data)
 
     def put(self, slots: Int64, data: Floats) -> None:
         self.scatter(slots, data)
         self._change(slots, _NONE, DIRTY)
 
-    def mark_changed(self, slots: Int64) -> None:
-        """The kernels have set these flags themselves."""
-
     def mark_written(self) -> None:
+        self._beside.join()
         self._memory.each(kernels.mark_written_cuda(), self._rows, self.flags, self._rows)
+        self._memory.record(self._changed)
 
     def settle(self, durable: bool) -> None:
+        self._beside.join()
         put = _NONE if durable else DIRTY
         self._memory.each(kernels.settle_cuda(), self._rows, self.flags, self._rows, put)
+        self._memory.record(self._changed)
 
     def reset(self) -> None:
+        self._beside.join()
         self._memory.clear(self.records)
         self._memory.clear(self.flags)
+        self._memory.record(self._changed)
         self._all_present = False
         self.busy = False
 
     def release(self) -> None:
+        self._beside.join()
         self._budget.give(self.bytes_needed(self._layout))
         self.records = self.flags = None
         del self._moving
-
-
-class DeviceIndexedSlots(IndexedSlots):
-    """Rows at any slot of the device; which ones, and what to throw out, the host decides."""
-
-    records: Any
-
-    def __init__(
-        self,
-        layout: Layout,
-        fetch: Fetch,
-        scratch: Scratch,
-        budget: Budget,
-        memory: DeviceMemory,
-    ) -> None:
-        self._device = memory
-        super().__init__(layout, fetch, scratch, budget)
-
-    def _allocate_records(self) -> None:
-        if getattr(self, "_moving", None) is None:
-            self._moving: Any = DeviceRecords(
-                self._device, self._most, self._layout.lanes, "resident rows"
-            )
-            self.kernel_flags: Any = self._device.zeros(self._most, np.uint8, "flags")
-        self.records = self._moving.array
-
-    def _free_records(self, keep: int) -> None:
-        """The device's memory was asked for once, and stays."""
-
-    def _release_records(self) -> None:
-        self.records = self.kernel_flags = self._moving = None
-
-    def gather(self, slots: Int64, out: Floats) -> None:
-        self._moving.gather(slots, out)
-
-    def scatter(self, slots: Int64, data: Floats) -> None:
-        self._moving.scatter(slots, data)
-
-    def mark_changed(self, slots: Int64) -> None:
-        """Kernels have written to these slots."""
-        self.flags[slots] |= DIRTY
 
 
 def device_slots(
@@ -252,7 +201,7 @@ def device_slots(
     budget = Budget(memory.default_cache_bytes() if cache_bytes is None else cache_bytes)
     if budget.draw(DeviceIdentitySlots.bytes_needed(layout)):
         return DeviceIdentitySlots(layout, fetch, stored, new, budget, memory)
-    return DeviceIndexedSlots(layout, fetch, scratch, budget, memory)
+    return DeviceIndexedSlots(layout, fetch, stored, scratch, budget, memory)
 
 
 __all__ = ["DeviceIdentitySlots", "DeviceIndexedSlots", "device_slots"]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import mmap
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,7 @@ def anonymous(rows: int, lanes: int) -> tuple[mmap.mmap, Floats]:
 class Slots:
     """What both kinds share: records, flags, and the life of the flags around a commit."""
 
+    kind: ClassVar[str] = "identity"
     records: Floats
     flags: Bytes
     busy: bool = False
@@ -254,6 +255,8 @@ class IdentitySlots(Slots):
 
 class IndexedSlots(Slots):
     """Rows at any slot, found through a hash index."""
+
+    kind = "indexed"
 
     def __init__(self, layout: Layout, fetch: Fetch, scratch: Scratch, budget: Budget) -> None:
         super().__init__(layout, fetch)

@@ -306,7 +306,7 @@ class RowStore:
     def info(self) -> dict[str, object]:
         resident = self.resident
         return {
-            "resident": "indexed" if isinstance(resident, IndexedSlots) else "identity",
+            "resident": resident.kind,
             "resident_capacity": resident.capacity,
             "cache_bytes": self.budget.total,
             "changed_rows": int(resident.flagged().size) + int(self._scratch.dirty()[0].size),

@@ -9,12 +9,16 @@ from numba import types
 from sparse_embed.kernels.cuda import (
     backward,
     batches,
+    bpr,
+    contrast,
     dots,
     hashing,
     lookup,
     merge,
+    pairs,
     records,
     sampling,
+    slots,
     topk,
     update,
 )
@@ -39,9 +43,9 @@ def _array(letter: str, dims: int) -> types.Array:
 
 f4, i8, u8, u1, flag = types.float32, types.int64, types.uint64, types.uint8, types.boolean
 F1, F2, I1, I2 = _array("f4", 1), _array("f4", 2), _array("i8", 1), _array("i8", 2)
-U1, U2, W1, W2, B1, C1 = (
+U1, U2, W1, W2, B1, B2, C1, D1 = (
     _array("u8", 1), _array("u8", 2), _array("u4", 1), _array("u4", 2), _array("u1", 1),
-    _array("i4", 1),
+    _array("u1", 2), _array("i4", 1), _array("f8", 1),
 )  # fmt: skip
 INIT = (u8, i8, f4)
 STEPS = types.UniTuple(i8, 4)
@@ -58,7 +62,19 @@ def _of_dim(dim: int) -> list[Entry]:
         ("dots", dots.dots_cuda(dim), (F2, W2, I1, I1, F2, I1, i8, i8, *INIT, F1)),
         ("norms", topk.norms_cuda(dim), (F2, F1)),
         ("scores", topk.scores_cuda(dim), (F2, F2, i8, F1, F1, F2)),
+        ("bpr_gradients", bpr.bpr_gradients_cuda(dim), (f4, F2, F2, F1)),
+        ("units", contrast.units_cuda(dim), (F2, F1)),
+        ("changes", contrast.changes_cuda(dim), (i8, F2, F2, F2, F1, F2)),
+        ("sums", contrast.sums_cuda(dim), (i8, F2, F2, F2)),
     ]
+    for unit in (False, True):
+        end = "_unit" * unit
+        pair, own = (i8, F2, F2, F2, F1, F2), (f4, F2, F2, F1, F1, F2, F1, F1)
+        found += [
+            (f"pair_scores{end}", contrast.scores_cuda(dim, unit), pair),
+            (f"finish_own{end}", contrast.finish_own_cuda(dim, unit), own),
+            (f"finish_others{end}", contrast.finish_others_cuda(dim, unit), (f4, F2, F2, F1)),
+        ]
     for winners in (False, True):
         found += [
             (
@@ -115,9 +131,39 @@ def _of_any_dim() -> list[Entry]:
         ("sample_shared", sampling.sample_shared_cuda(), (u8, u8, U1, I1)),
         ("hash_strings", hashing.hash_strings_cuda(), (B1, I1, U2, u8, I2)),
     ]
+    found += [
+        ("sample_pairs", pairs.sample_pairs_cuda(), (u8, u8, u8, C1, C1, I1, I1)),
+        ("mark_taken", pairs.mark_taken_cuda(), (i8, I1, I2, I1, C1, B1, u8, B2)),
+        ("repeat", pairs.repeat_cuda(), (I1, I1)),
+        ("take_floats", records.take_cuda(), (F1, I1, F1)),
+        ("scale_columns", bpr.scale_columns_cuda(), (F2, F2)),
+        (
+            "find_slots",
+            slots.find_slots_cuda(),
+            (I1, C1, I1, i8, i8, C1, I1, I1, I1, I1),
+        ),
+        ("look_up_slots", slots.look_up_slots_cuda(), (I1, C1, I1, I1)),
+        ("admit", slots.admit_cuda(), (I1, C1, I1, I1, B1, i8, I1, C1, C1, B1)),
+        ("dismiss", slots.dismiss_cuda(), (I1, I1, I1, B1)),
+        ("index_again", slots.index_again_cuda(), (I1, C1, I1, i8)),
+        ("mark_idle", slots.mark_idle_cuda(), (I1, C1, C1, i8, i8, B1)),
+        ("pass_hand", slots.pass_hand_cuda(), (C1, C1, i8, i8)),
+        ("choose", slots.choose_cuda(), (I1, i8, i8, C1, I1)),
+        ("describe", slots.describe_cuda(), (I1, I1, B1, I1, B1)),
+        ("clear_records", slots.clear_records_cuda(), (F2, I1)),
+    ]
     for scheme in hashing.SCHEMES:
         found.append((f"hash_ids_{scheme}", hashing.hash_ids_cuda(scheme), (U1, U2, u8, I2)))
-    return [Entry(name, kernel, types.void(*args)) for name, kernel, args in found]
+    listed = [Entry(name, kernel, types.void(*args)) for name, kernel, args in found]
+    slope = types.void(i8, f4, f4, F1, F2, B2, F1, F1, F1, D1)
+    sums = bpr.sum_losses_cuda()
+    exact = [
+        ("sum_losses", sums, types.void(F1, i8, D1)),
+        ("sum_more", sums, types.void(D1, i8, D1)),
+    ]
+    exact += [(f"slopes_{name}", contrast.slopes_cuda(name), slope) for name in contrast.LOSSES]
+    # Losses are added up in float64, as on the CPU.
+    return listed + [Entry(*entry, True) for entry in exact]
 
 
 def entries(dims: tuple[int, ...]) -> list[Entry]:
