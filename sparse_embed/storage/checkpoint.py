@@ -30,7 +30,7 @@ from sparse_embed.storage import files, manifest
 from sparse_embed.storage.background import Background
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import Meta, segment_name
-from sparse_embed.storage.journal import Frame, Journal, read_failed
+from sparse_embed.storage.journal import Frame, Journal, read_failed, read_indices
 from sparse_embed.storage.layout import Layout
 from sparse_embed.storage.manifest import ArraysFile, CommitState, Manifest
 from sparse_embed.storage.rows import places_of, split_places
@@ -46,17 +46,11 @@ class Source:
 
     frames: tuple[Frame, ...]
     fds: dict[int, int]
-    indices: dict[tuple[int, str], Int64]  # (commit, table) -> row numbers
 
     @staticmethod
     def of(journal: Journal, frames: list[Frame]) -> Source:
-        indices = {
-            (frame.commit, name): journal.indices(frame, section)
-            for frame in frames
-            for name, section in frame.meta.tables.items()
-        }
         fds = {frame.segment: journal.segments[frame.segment].fd for frame in frames}
-        return Source(tuple(frames), fds, indices)
+        return Source(tuple(frames), fds)
 
     def newest(self, name: str) -> tuple[Int64, Int64]:
         """(rows ascending, place of the newest version of each) of one table."""
@@ -64,7 +58,7 @@ class Source:
         for frame in reversed(self.frames):
             section = frame.meta.tables.get(name)
             if section is not None:
-                rows.append(self.indices[frame.commit, name])
+                rows.append(read_indices(self.fds[frame.segment], frame, section))
                 places.append(places_of(frame, section))
         unique, first = np.unique(np.concatenate(rows), return_index=True)
         return unique, np.concatenate(places)[first]

@@ -18,7 +18,6 @@ Rules of writing
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -33,7 +32,6 @@ from sparse_embed.storage import files
 from sparse_embed.storage.background import Background
 from sparse_embed.storage.frame import (
     BLOCK,
-    DIGEST_BLOCK,
     HEADER,
     TRAILER,
     FrameDigest,
@@ -47,9 +45,9 @@ from sparse_embed.storage.frame import (
     segment_number,
     trailer,
 )
+from sparse_embed.storage.frame_writer import CHUNK, FrameWriter, Staging
 
 SEGMENT_BYTES = 256 << 20  # a segment takes no further frame beyond this size
-CHUNK = 8 << 20  # what a waiting commit stages at a time
 
 
 @dataclass(frozen=True)
@@ -71,95 +69,6 @@ class Segment:
     fd: int
     end: int  # first byte behind the last valid frame, a multiple of BLOCK
     size: int
-
-
-class Staging:
-    """One recycled, page-aligned buffer for frames on their way to disk."""
-
-    def __init__(self) -> None:
-        self._map: mmap.mmap | None = None
-        self.bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
-
-    def reserve(self, size: int) -> NDArray[np.uint8]:
-        """At least `size` bytes, rounded up to whole digest blocks."""
-        size = align(max(size, CHUNK), DIGEST_BLOCK)
-        if self.bytes.size < size:
-            self.bytes = np.empty(0, np.uint8)
-            self._map = mmap.mmap(-1, size)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                self._map.madvise(mmap.MADV_HUGEPAGE)
-            self.bytes = np.frombuffer(self._map, np.uint8)
-        return self.bytes
-
-
-class FrameWriter:
-    """Fills the staging buffer and sends it out whenever it is full."""
-
-    def __init__(
-        self, fd: int, at: int, header: FrameHeader, buffer: NDArray[np.uint8], what: str
-    ) -> None:
-        self._fd = fd
-        self._at = at
-        self._header = header
-        self._buffer = buffer
-        self._what = what
-        self._filled = 0
-        self._sent = 0
-        self._digest = FrameDigest(header.salt)
-        self.put(header.encode())
-
-    def put(self, data: bytes | memoryview | NDArray[np.uint8]) -> None:
-        """Append bytes."""
-        if not len(data):
-            return
-        view = np.frombuffer(data, np.uint8)
-        while view.size:
-            room = self.room()
-            n = min(room.size, view.size)
-            room[:n] = view[:n]
-            self.advance(n)
-            view = view[n:]
-
-    def pad(self, to: int) -> None:
-        """Zeros up to a multiple of `to`, counted from the frame's start."""
-        position = self._sent + self._filled
-        self.put(bytes(align(position, to) - position))
-
-    def room(self) -> NDArray[np.uint8]:
-        """The free part of the buffer, never empty; call `advance` with what was filled."""
-        if self._filled == self._buffer.size:
-            self._flush()
-        return self._buffer[self._filled :]
-
-    def advance(self, count: int) -> None:
-        self._filled += count
-
-    def _flush(self, parallel: bool = True) -> None:
-        data = self._buffer[: self._filled]
-        self._digest.update(data, parallel)
-        self._write(data)
-
-    def _write(self, data: NDArray[np.uint8]) -> None:
-        with files.explained(f"cannot write a commit to {self._what}"):
-            files.write_all(self._fd, data.data, self._at + self._sent)
-        self._sent += data.size
-        self._filled = 0
-
-    def finish(self, parallel: bool) -> int:
-        """Write what is left, the trailer and the padding; returns the frame's digest."""
-        if self._sent + self._filled != self._header.frame_bytes - TRAILER:
-            raise AssertionError("a frame was not filled as planned")
-        self._digest.update(self._buffer[: self._filled], parallel)
-        digest = self._digest.value()
-        tail = trailer(self._header.commit, digest)
-        end = align(self._filled + TRAILER, BLOCK)
-        if end > self._buffer.size:  # the trailer starts a buffer of its own
-            self._write(self._buffer[: self._filled])
-            end = BLOCK
-        self._buffer[self._filled : end] = 0
-        self._buffer[self._filled : self._filled + TRAILER] = np.frombuffer(tail, np.uint8)
-        self._write(self._buffer[:end])
-        return digest
 
 
 class PendingCommit:
@@ -211,6 +120,7 @@ class Journal:
         self._number = 0  # the highest segment number ever seen
         self._later = False  # it holds later commits, which the next one will replace
         self._pending: PendingCommit | None = None  # launched, and neither settled nor abandoned
+        self._writer: FrameWriter | None = None  # of the newest frame
         self.notes: list[str] = []
         self.folded_frames: list[Frame] = []  # see `scan`
 
@@ -387,13 +297,7 @@ class Journal:
 
     def indices(self, frame: Frame, section: TableSection) -> NDArray[np.int64]:
         """The row numbers of a table's section."""
-        data = files.read_exact(
-            self.segments[frame.segment].fd,
-            8 * section.rows,
-            frame.data_at + section.indices_at,
-            self._where(frame.segment),
-        )
-        return np.frombuffer(data, "<i8").astype(np.int64, copy=False)
+        return read_indices(self.segments[frame.segment].fd, frame, section)
 
     def arrays(self, frame: Frame) -> dict[str, NDArray[Any]]:
         """The store's arrays as this commit has them."""
@@ -459,8 +363,10 @@ class Journal:
         try:
             with files.explained(f"cannot allocate {frame_bytes} bytes for a commit in {what}"):
                 files.CALLS.allocate(self._append_fd, at, align(frame_bytes, BLOCK))
-            buffer = self._staging.reserve(CHUNK if wait else min(frame_bytes, staging_limit))
-            writer = FrameWriter(self._append_fd, at, header, buffer, what)
+            # A waiting commit fills one chunk while the other is on its way to disk.
+            size = min(frame_bytes + BLOCK, 2 * CHUNK if wait else staging_limit)
+            buffer = self._staging.reserve(size)
+            self._writer = writer = FrameWriter(self._append_fd, at, header, buffer, what)
             writer.put(encoded)
             writer.pad(64)
             fill(writer)
@@ -504,6 +410,8 @@ class Journal:
         if self._pending is not None:
             self._pending.wait()
             self.abandon(self._pending)
+        if self._writer is not None:
+            self._writer.settle()
 
     def _newest(self) -> Segment:
         return self.segments[self._number]
@@ -552,6 +460,8 @@ class Journal:
     def _abandon(self, at: int) -> None:
         """After a failed frame: shorten the file if that is possible, write elsewhere next time."""
         self._sealed = True
+        if self._writer is not None:
+            self._writer.settle()
         try:
             files.CALLS.truncate(self._append_fd, at)
         except OSError:
@@ -614,6 +524,8 @@ class Journal:
         if self._pending is not None:  # a thread may be writing to the descriptor
             self._pending.wait()
             self._pending = None
+        if self._writer is not None:
+            self._writer.settle()
         self._close_append()
         for segment in self.segments.values():
             os.close(segment.fd)
@@ -640,6 +552,13 @@ def _frame_headers(fd: int, begin: int, end: int) -> Iterator[tuple[int, FrameHe
                 yield at, header
 
 
+def read_indices(fd: int, frame: Frame, section: TableSection) -> NDArray[np.int64]:
+    """The row numbers of a table's section; `fd` is of the frame's segment."""
+    at = frame.data_at + section.indices_at
+    data = files.read_exact(fd, 8 * section.rows, at, segment_name(frame.segment))
+    return np.frombuffer(data, "<i8").astype(np.int64, copy=False)
+
+
 def read_failed(code: int, what: str) -> None:
     """Raise for a record read that failed."""
     if code:
@@ -655,4 +574,5 @@ __all__ = [
     "Segment",
     "StoreError",
     "read_failed",
+    "read_indices",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sparse_embed as se
+from sparse_embed.storage import frame_writer
 from sparse_embed.storage import journal as journal_module
 from sparse_embed.storage.frame import segment_number
 from tests.crash.workload import Twin, create, open_store, picture, step, steps_done
@@ -53,7 +54,8 @@ def test_full_segments_are_followed_by_new_ones(tmp_path, twin, monkeypatch):
 
 
 def test_frames_larger_than_the_staging_buffer(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal_module, "CHUNK", 1 << 20)
+    for module in (journal_module, frame_writer):
+        monkeypatch.setattr(module, "CHUNK", 1 << 20)
     store = se.Store.create(tmp_path / "m")
     table = store.create_table("t", num_embeddings=50_000, embedding_dim=16)
     rng = np.random.default_rng(0)

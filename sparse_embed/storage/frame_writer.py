@@ -1,0 +1,166 @@
+"""A commit frame on its way to disk: filled in chunks, each written while the next are filled.
+
+A commit's time is then the disk's alone: gathering and checksums (a quarter of it before) happen
+meanwhile.  Nothing depends on the order of the writes: the sync behind the last one decides.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_embed.storage import files
+from sparse_embed.storage.background import Background
+from sparse_embed.storage.frame import (
+    BLOCK,
+    DIGEST_BLOCK,
+    TRAILER,
+    FrameDigest,
+    FrameHeader,
+    align,
+    trailer,
+)
+
+CHUNK = 8 << 20  # written at a time
+
+
+class Staging:
+    """One recycled, page-aligned buffer for frames on their way to disk."""
+
+    def __init__(self) -> None:
+        self._map: mmap.mmap | None = None
+        self.bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def reserve(self, size: int) -> NDArray[np.uint8]:
+        """At least `size` bytes, rounded up to whole digest blocks."""
+        size = align(max(size, CHUNK), DIGEST_BLOCK)
+        if self.bytes.size < size:
+            self.bytes = np.empty(0, np.uint8)
+            self._map = mmap.mmap(-1, size)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+            self.bytes = np.frombuffer(self._map, np.uint8)
+        return self.bytes
+
+
+class FrameWriter:
+    """Fills chunks of the staging buffer in turn; a thread writes the full ones.
+
+    Whoever gives up on a frame calls `settle` before the descriptor or the buffer goes to anyone
+    else.  A frame of less than a chunk needs no thread.
+    """
+
+    def __init__(
+        self, fd: int, at: int, header: FrameHeader, buffer: NDArray[np.uint8], what: str
+    ) -> None:
+        self._fd = fd
+        self._at = at
+        self._header = header
+        self._buffer = buffer
+        self._chunk = min(CHUNK, buffer.size)
+        self._what = what
+        self._begin = 0  # of the chunk that is filled
+        self._filled = 0
+        self._sent = 0
+        self._digest = FrameDigest(header.salt)
+        self._queue: SimpleQueue[tuple[NDArray[np.uint8], int] | None] = SimpleQueue()
+        self._free = threading.Semaphore(buffer.size // self._chunk - 1)  # chunks to go on with
+        self._thread: Background | None = None
+        self._error: BaseException | None = None
+        self.put(header.encode())
+
+    def put(self, data: bytes | memoryview | NDArray[np.uint8]) -> None:
+        """Append bytes."""
+        if not len(data):
+            return
+        view = np.frombuffer(data, np.uint8)
+        while view.size:
+            room = self.room()
+            n = min(room.size, view.size)
+            room[:n] = view[:n]
+            self.advance(n)
+            view = view[n:]
+
+    def pad(self, to: int) -> None:
+        """Zeros up to a multiple of `to`, counted from the frame's start."""
+        position = self._sent + self._filled
+        self.put(bytes(align(position, to) - position))
+
+    def room(self) -> NDArray[np.uint8]:
+        """The free part of the chunk, never empty; call `advance` with what was filled."""
+        if self._filled == self._chunk:
+            data = self._data(self._chunk)
+            self._digest.update(data)
+            self._send(data)
+        return self._data(self._chunk)[self._filled :]
+
+    def advance(self, count: int) -> None:
+        self._filled += count
+
+    def finish(self, parallel: bool) -> int:
+        """Write what is left, the trailer and the padding; returns the frame's digest."""
+        if self._sent + self._filled != self._header.frame_bytes - TRAILER:
+            raise AssertionError("a frame was not filled as planned")
+        data = self._data(self._filled)
+        self._digest.update(data, parallel)
+        digest = self._digest.value()
+        end = align(self._filled + TRAILER, BLOCK)
+        if end > self._chunk:  # the trailer starts a chunk of its own
+            self._send(data)
+            end = BLOCK
+        tail = self._data(end)
+        tail[self._filled :] = 0
+        tail[self._filled : self._filled + TRAILER] = np.frombuffer(
+            trailer(self._header.commit, digest), np.uint8
+        )
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.wait()
+            self._check()
+        self._write(tail, self._at + self._sent)
+        return digest
+
+    def settle(self) -> None:
+        """Stop; block until nothing is written any more."""
+        if self._thread is not None:
+            self._error = self._error or InterruptedError("the commit was given up")
+            self._queue.put(None)
+            self._thread.wait()
+
+    def _data(self, size: int) -> NDArray[np.uint8]:
+        return self._buffer[self._begin : self._begin + size]
+
+    def _send(self, data: NDArray[np.uint8]) -> None:
+        """Hand `data` to the thread and go on with the next chunk, once that is free."""
+        if self._thread is None:
+            self._thread = Background("sparse_embed-journal", self._drain)
+            self._thread.start()
+        self._queue.put((data, self._at + self._sent))
+        self._free.acquire()
+        self._check()
+        self._sent += data.size
+        self._filled = 0
+        self._begin += self._chunk
+        if self._begin + self._chunk > self._buffer.size:
+            self._begin = 0
+
+    def _drain(self) -> None:
+        while (item := self._queue.get()) is not None:
+            try:
+                if self._error is None:
+                    self._write(*item)
+            except BaseException as error:
+                self._error = error
+            self._free.release()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write(self, data: NDArray[np.uint8], at: int) -> None:
+        with files.explained(f"cannot write a commit to {self._what}"):
+            files.write_all(self._fd, data.data, at)
