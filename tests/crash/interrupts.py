@@ -26,8 +26,8 @@ if __name__ == "__main__":
 import numpy as np
 
 import sparse_embed as se
-from sparse_embed.storage import fold, journal, resident
-from tests.crash.workload import FEW_SLOTS, Twin, create, open_store, picture, step, steps_done
+from sparse_embed.storage import journal
+from tests.crash.workload import SMALL_MACHINE, Twin, create, open_store, picture, step, steps_done
 
 armed = False
 
@@ -77,8 +77,8 @@ def _interrupted(store: se.Store, rng: np.random.Generator) -> bool:
 def run(path: Path, rounds: int, seed: int) -> dict[str, Any]:
     """Interrupt a training loop `rounds` times."""
     logging.disable(logging.WARNING)
-    resident._SMALLEST = FEW_SLOTS
-    fold._JOURNAL_BUDGET = 0
+    for owner, attribute, value in SMALL_MACHINE:
+        setattr(owner, attribute, value)
     journal.SEGMENT_BYTES = 60_000
     journal.Journal.bytes = property(lambda self: 1 << 40)  # type: ignore[assignment]
     rng = np.random.default_rng(seed)

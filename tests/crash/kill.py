@@ -36,8 +36,8 @@ import numba
 import numpy as np
 
 import sparse_embed as se
-from sparse_embed.storage import fold, journal, resident
-from tests.crash.workload import FEW_SLOTS, Twin, create, open_store, picture, step, steps_done
+from sparse_embed.storage import journal, resident
+from tests.crash.workload import SMALL_MACHINE, Twin, create, open_store, picture, step, steps_done
 
 PHASES = [
     "starting",
@@ -53,8 +53,8 @@ _ACK = struct.Struct("<qq")
 
 
 def _small_machine(background: bool) -> None:
-    resident._SMALLEST = FEW_SLOTS
-    fold._JOURNAL_BUDGET = 0
+    for owner, attribute, value in SMALL_MACHINE:
+        setattr(owner, attribute, value)
     journal.SEGMENT_BYTES = 60_000
     size = 1 << 40 if background else 0
     journal.Journal.bytes = property(lambda self: size)  # type: ignore[assignment]
@@ -198,11 +198,10 @@ def run(
     kept, newer, acknowledged_commits, states = (0, 0), 0, 0, set()
     began = time.monotonic()
     with tempfile.NamedTemporaryFile(dir=folder) as shared, contextlib.ExitStack() as undo:
-        for owner, attribute in (
-            (resident, "_SMALLEST"),
-            (fold, "_JOURNAL_BUDGET"),
-            (journal, "SEGMENT_BYTES"),
-            (journal.Journal, "bytes"),
+        for owner, attribute, _ in (
+            *SMALL_MACHINE,
+            (journal, "SEGMENT_BYTES", None),
+            (journal.Journal, "bytes", None),
         ):
             undo.callback(setattr, owner, attribute, vars(owner)[attribute])
         _small_machine(background=False)

@@ -33,11 +33,11 @@ if __name__ == "__main__":
 import numpy as np
 
 import sparse_embed as se
-from sparse_embed.storage import files, fold, journal, resident
+from sparse_embed.storage import files, fold, journal
 from tests.crash.disk import Event, Killed, Recording, RecordingCalls
 from tests.crash.workload import (
-    FEW_SLOTS,
     SHAPES,
+    SMALL_MACHINE,
     add_table,
     open_store,
     picture,
@@ -116,8 +116,8 @@ class Pictures:
 def small_machine() -> Iterator[None]:
     """Few resident slots, small segments and staging, checkpoints in the background early."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(resident, "_SMALLEST", FEW_SLOTS))
-        stack.enter_context(mock.patch.object(fold, "_JOURNAL_BUDGET", 0))
+        for owner, attribute, value in SMALL_MACHINE:
+            stack.enter_context(mock.patch.object(owner, attribute, value))
         stack.enter_context(mock.patch.object(journal, "SEGMENT_BYTES", 40_000))
         yield
 

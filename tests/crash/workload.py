@@ -14,10 +14,19 @@ from pathlib import Path
 import numpy as np
 
 import sparse_embed as se
+from sparse_embed.storage import fold, frame, frame_writer, journal, resident
 
 SHAPES = {"users": (700, 4), "items": (300, 5)}
 CACHE = {"users": 1, "items": 1 << 20}  # users: the fewest slots there may be, so rows spill
-FEW_SLOTS = 48  # for resident._SMALLEST
+FEW_SLOTS = 48
+SMALL_MACHINE = (  # as (owner, attribute, value): all that large stores do happens in small ones
+    (resident, "_SMALLEST", FEW_SLOTS),  # rows that leave memory
+    (fold, "_JOURNAL_BUDGET", 0),  # checkpoints in the background
+    (frame, "DIGEST_BLOCK", 4096),  # frames of several chunks, written by their thread
+    (frame_writer, "DIGEST_BLOCK", 4096),
+    (frame_writer, "CHUNK", 4096),
+    (journal, "CHUNK", 4096),
+)
 
 
 def optimizers() -> dict[str, object]:
