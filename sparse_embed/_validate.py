@@ -13,7 +13,7 @@ import numpy as np
 
 from sparse_embed._typing import METRICS, MODES, NO_PADDING, AnyArray, FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError, IndexRangeError
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import guard_fork, new_counter
 from sparse_embed.kernels.bounds import count_outside_cpu, never_falls_cpu
 
 _INT64 = np.dtype(np.int64)
@@ -153,7 +153,8 @@ def _count_outside(flat: IndexArray, num_embeddings: int, matched: int | None) -
     guard_fork()
     counts = np.empty(64, np.int64)
     # 0 is never out of range, so matching it is matching nothing.
-    count_outside_cpu()(flat, np.uint64(num_embeddings), 0 if matched is None else matched, counts)
+    padding = 0 if matched is None else matched
+    count_outside_cpu()(flat, np.uint64(num_embeddings), padding, new_counter(), counts)
     return int(counts.sum())
 
 

@@ -64,7 +64,7 @@ from sparse_embed.kernels import (
 from sparse_embed.kernels import (
     update as _update,
 )
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import guard_fork, new_counter
 from sparse_embed.optim import Optimizer
 
 __all__ = [
@@ -157,10 +157,6 @@ class Coefficients:
     scale: FloatArray | None
 
 
-def _counter() -> IndexArray:
-    return np.zeros(2, np.int64)
-
-
 def _or_one(weights: FloatArray | None) -> tuple[FloatArray, int]:
     """weights and weight_step as kernels take them."""
     return (_ONE, 0) if weights is None else (weights, 1)
@@ -171,7 +167,7 @@ def initialize(init: Initializer, seed: int, rows: IndexArray, dim: int) -> Floa
     guard_fork()
     out = np.empty((len(rows), dim), np.float32)
     args = (np.uint64(seed), init.kind, np.float32(init.param))
-    _initialize.initialize_cpu(dim)(rows, *args, _counter(), out)
+    _initialize.initialize_cpu(dim)(rows, *args, new_counter(), out)
     return out
 
 
@@ -188,7 +184,7 @@ def lookup(rec: Records, slots: IndexArray, indices: IndexArray, padding_idx: in
     guard_fork()
     out = np.empty((len(indices), rec.dim), np.float32)
     _lookup.gather_cpu(rec.dim, rec.precision.dtype)(
-        rec.records, slots, indices, padding_idx, *rec.init_args, _counter(), out
+        rec.records, slots, indices, padding_idx, *rec.init_args, new_counter(), out
     )
     return out
 
@@ -214,7 +210,7 @@ def lookup_bags(
     out = np.empty((len(offsets) - 1, rec.dim), np.float32)
     bounds = _plan.cut_bags_cpu()(offsets, _lookup.CHUNK)
     dtype = rec.precision.dtype
-    counter = _counter()
+    counter = new_counter()
     where = rec.records, slots, indices, offsets, bounds
     rest = padding_idx, *rec.init_args, counter, out
     if mode == "max":
@@ -238,7 +234,15 @@ def max_positions(
     out = np.empty((len(offsets) - 1, rec.dim), np.int64)
     bounds = _plan.cut_bags_cpu()(offsets, _lookup.CHUNK)
     _lookup.max_positions_cpu(rec.dim, rec.precision.dtype)(
-        rec.records, slots, indices, offsets, bounds, padding_idx, *rec.init_args, _counter(), out
+        rec.records,
+        slots,
+        indices,
+        offsets,
+        bounds,
+        padding_idx,
+        *rec.init_args,
+        new_counter(),
+        out,
     )
     return out
 
@@ -279,7 +283,7 @@ def merge(indices: IndexArray, padding_idx: int) -> Merged:
         raise ArgumentError(f"indices: expected fewer than 2^32 in one batch, got {length}")
     chunks = _merge.num_chunks(length)
     largest, kept = np.empty(chunks, np.int64), np.empty(chunks, np.int64)
-    _merge.largest_key_cpu()(indices, padding_idx, chunks, largest, kept)
+    _merge.largest_key_cpu()(indices, padding_idx, chunks, new_counter(), largest, kept)
     num_kept = int(kept.sum())
     if num_kept == 0:
         return Merged(_NO_INDICES, np.zeros(1, np.int64), _NO_INDICES)
@@ -287,26 +291,40 @@ def merge(indices: IndexArray, padding_idx: int) -> Merged:
     position_bits = max(1, (length - 1).bit_length())
     if key_bits + position_bits > 64:
         return _merge_wide(indices, padding_idx, key_bits, position_bits)
-    words = _sorted_words(indices, padding_idx, 0, key_bits, position_bits)[:num_kept]
+    words = _sorted_words(indices, padding_idx, 0, key_bits, position_bits, num_kept)
     positions, starts = np.empty(num_kept, np.int64), np.empty(num_kept + 1, np.int64)
     unique = np.empty(num_kept, np.int64)
-    num_unique = _merge.segments_cpu()(
-        words, position_bits, chunks, np.zeros(chunks, np.int64), positions, unique, starts
-    )
+    firsts = np.empty(chunks + 1, np.int64)
+    for step in range(2):
+        _merge.segments_cpu()(
+            words, position_bits, chunks, step, firsts, new_counter(), positions, unique, starts
+        )
+    num_unique = int(firsts[chunks])
+    starts[num_unique] = num_kept
     return Merged(unique[:num_unique], starts[: num_unique + 1], positions)
 
 
 def _sorted_words(
-    indices: IndexArray, padding_idx: int, key_shift: int, key_bits: int, position_bits: int
+    indices: IndexArray,
+    padding_idx: int,
+    key_shift: int,
+    key_bits: int,
+    position_bits: int,
+    num_kept: int,
 ) -> AnyArray:
-    """(L,) uint64: key bits above the position, sorted.  For padding, rubbish at the end."""
+    """(num_kept,) uint64: key bits above the position, sorted; padding is left out."""
     length = len(indices)
     chunks, digit = _merge.num_chunks(length), _merge.digit_bits(key_bits, length)
-    a, b, histogram = _scratch.take(length, chunks)
-    in_a = _merge.radix_sort_cpu()(
-        indices, padding_idx, key_shift, key_bits, position_bits, digit, chunks, a, b, histogram
-    )
-    return a if in_a else b
+    target, source, histogram = _scratch.take(length, chunks)
+    half_pass = _merge.radix_pass_cpu()
+    for number in range(-(-key_bits // digit)):
+        for scatter in (False, True):
+            half_pass(
+                indices, padding_idx, key_shift, key_bits, position_bits, digit, number, scatter,
+                num_kept if number else length, chunks, source, target, histogram, new_counter(),
+            )  # fmt: skip
+        source, target = target, source
+    return source[:num_kept]
 
 
 def _merge_wide(indices: IndexArray, padding_idx: int, key_bits: int, position_bits: int) -> Merged:
@@ -314,10 +332,11 @@ def _merge_wide(indices: IndexArray, padding_idx: int, key_bits: int, position_b
     low_bits = 64 - position_bits
     mask = np.uint64((1 << position_bits) - 1)
     num_kept = int(np.count_nonzero(indices != padding_idx))
-    words = _sorted_words(indices, padding_idx, 0, low_bits, position_bits)[:num_kept]
+    words = _sorted_words(indices, padding_idx, 0, low_bits, position_bits, num_kept)
     positions = (words & mask).astype(np.int64)
     high = indices[positions]
-    words = _sorted_words(high, NO_PADDING, low_bits, key_bits - low_bits, position_bits)
+    high_bits = key_bits - low_bits
+    words = _sorted_words(high, NO_PADDING, low_bits, high_bits, position_bits, num_kept)
     positions = positions[(words & mask).astype(np.int64)]
     keys = indices[positions]
     begins = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
@@ -341,7 +360,7 @@ def bag_coefficients(
     bounds = _plan.cut_bags_cpu()(offsets, _bags.CHUNK)
     _bags.bags_cpu()(
         indices, offsets, bounds, *_or_one(per_sample_weights), MODES.index(mode), padding_idx,
-        _counter(), bag_ids, scale,
+        new_counter(), bag_ids, scale,
     )  # fmt: skip
     return Coefficients(bag_ids, per_sample_weights, scale if scaled else None)
 
@@ -360,8 +379,9 @@ def _entries(merged: Merged, u0: int, u1: int, coefficients: Coefficients) -> _E
         assert weights is not None
         bag_ids = np.arange(len(weights))
     _entry.entries_cpu()(
-        merged.positions, begin, bag_ids, *_or_one(weights), *_or_one(scale), bags, factors
-    )
+        merged.positions, begin, bag_ids, *_or_one(weights), *_or_one(scale), new_counter(),
+        bags, factors,
+    )  # fmt: skip
     return (bags, _ONE, 0) if even else (bags, factors, 1)
 
 
@@ -377,7 +397,7 @@ def _cut(
     dim = grad.shape[1]
     sums = np.empty((len(blocks), dim), np.float32)
     if len(blocks):
-        _backward.block_sums_cpu(dim)(blocks, int(starts[u0]), *entries, grad, _counter(), sums)
+        _backward.block_sums_cpu(dim)(blocks, int(starts[u0]), *entries, grad, new_counter(), sums)
     return bounds, blocks, sums
 
 
@@ -400,12 +420,12 @@ def backward(
         bags, _, _ = _entries(merged, 0, count, Coefficients(coefficients.bag_ids, None, None))
         bounds, _ = _plan.cut_segments_cpu()(starts, 0, count, _backward.CHUNK)
         _backward.backward_max_cpu(dim)(
-            bounds, starts, merged.positions, bags, argmax, grad, _counter(), out
+            bounds, starts, merged.positions, bags, argmax, grad, new_counter(), out
         )
         return out
     entries = _entries(merged, 0, count, coefficients)
     _backward.backward_cpu(dim)(
-        *_cut(starts, 0, count, entries, grad), starts, *entries, grad, _counter(), out
+        *_cut(starts, 0, count, entries, grad), starts, *entries, grad, new_counter(), out
     )
     return out
 
@@ -473,7 +493,7 @@ def update(
         rec.records, rec.flags, slots, merged.indices, u0,
         *_cut(merged.starts, u0, u1, entries, grad), merged.starts, *entries, grad,
         _scalars(rec, optimizer, step, lr), rounding_key(rec.seed, step),
-        *rec.init_args, _counter(),
+        *rec.init_args, new_counter(),
     )  # fmt: skip
 
 
@@ -501,7 +521,7 @@ def apply(
         rec.records, rec.flags, slots, indices, 0,
         *_cut(starts, 0, len(indices), entries, values), starts, *entries, values,
         _scalars(rec, optimizer, step, lr), rounding_key(rec.seed, step),
-        *rec.init_args, _counter(),
+        *rec.init_args, new_counter(),
     )  # fmt: skip
 
 
@@ -518,7 +538,7 @@ def dots(
     out = np.empty(len(indices), np.float32)
     _dots.dots_cpu(rec.dim, rec.precision.dtype)(
         rec.records, slots, indices, grad, _NO_INDICES if bag_ids is None else bag_ids,
-        padding_idx, *rec.init_args, _counter(), out,
+        padding_idx, *rec.init_args, new_counter(), out,
     )  # fmt: skip
     return out
 
@@ -537,8 +557,9 @@ def weights_grad(
     guard_fork()
     out = np.empty(len(dots), np.float32)
     _dots.weights_grad_cpu()(
-        dots, indices, offsets, *_or_one(per_sample_weights), MODES.index(mode), padding_idx, out
-    )
+        dots, indices, offsets, _plan.cut_bags_cpu()(offsets, _bags.CHUNK),
+        *_or_one(per_sample_weights), MODES.index(mode), padding_idx, new_counter(), out,
+    )  # fmt: skip
     return out
 
 
@@ -547,7 +568,9 @@ def scores(block: FloatArray, queries: FloatArray, metric: str) -> FloatArray:
     guard_fork()
     out = np.empty((len(queries), len(block)), np.float32)
     norms = np.empty(len(queries), np.float32)
-    _topk.scores_cpu(block.shape[1])(block, queries, METRICS.index(metric), _counter(), norms, out)
+    _topk.scores_cpu(block.shape[1])(
+        block, queries, METRICS.index(metric), new_counter(), norms, out
+    )
     return out
 
 
@@ -566,7 +589,7 @@ def merge_top_k(
         return
     guard_fork()
     largest = metric != "euclidean"
-    _topk.merge_top_k_cpu()(scores, candidates, largest, best_indices, best_scores)
+    _topk.merge_top_k_cpu()(scores, candidates, largest, new_counter(), best_indices, best_scores)
 
 
 def top_k(

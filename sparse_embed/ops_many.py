@@ -21,7 +21,7 @@ from sparse_embed.kernels import many_find as _many_find
 from sparse_embed.kernels import many_lookup as _many_lookup
 from sparse_embed.kernels import many_update as _many_update
 from sparse_embed.kernels import plan as _plan
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import guard_fork, new_counter
 from sparse_embed.kernels.many_find import ALL, AWAY, FIELDS, INDEXED, PRESENT
 
 __all__ = [
@@ -120,7 +120,7 @@ def number_bags(
     outside = np.zeros(len(bounds), np.int64)
     _many_bags.number_bags_cpu()(
         indices, offsets, bounds, num_bags, features.key_base, features.rows, features.padding,
-        features.has_padding, features.modes, *_or_one(weights), np.zeros(2, np.int64),
+        features.has_padding, features.modes, *_or_one(weights), new_counter(),
         keys, places, scale, outside,
     )  # fmt: skip
     if outside.any():
@@ -133,7 +133,9 @@ def find(keys: IndexArray, key_starts: IndexArray, where: IndexArray) -> Found:
     guard_fork()
     records_at, flags_at = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
     missing = np.zeros((_many_find.CHUNKS, len(where)), np.int64)
-    _many_find.find_many_cpu()(keys, key_starts, where, records_at, flags_at, missing)
+    _many_find.find_many_cpu()(
+        keys, key_starts, where, new_counter(), records_at, flags_at, missing
+    )
     return Found(records_at, flags_at, missing.sum(axis=0))
 
 
@@ -154,7 +156,7 @@ def lookup(
             found.records_at, bags.keys, bags.offsets, bounds, bags.num_bags,
             *_or_one(bags.weights), *_or_one(bags.scale), features.dims, features.modes,
             features.key_base, features.seeds, features.init_kinds, features.init_params,
-            out_at, out_step, np.zeros(2, np.int64),
+            out_at, out_step, new_counter(),
         )  # fmt: skip
 
 
@@ -183,9 +185,10 @@ def update(
         return
     guard_fork()
     bounds, blocks = _plan.cut_segments_cpu()(merged.starts, u0, u1, _many_update.CHUNK)
-    _many_update.update_many_cpu(dim, name)(
-        merged.indices, found.records_at, found.flags_at, key_starts, u1, bounds, blocks,
-        np.empty((len(blocks), dim), np.float32), merged.starts, merged.positions, bags.places,
-        *_or_one(bags.weights), *_or_one(bags.scale), bags.num_bags, grad_at, grad_step,
-        *tables, np.zeros(2, np.int64),
-    )  # fmt: skip
+    sums = np.empty((len(blocks), dim), np.float32)
+    for phase in range(0 if len(blocks) else 1, 2):
+        _many_update.update_many_cpu(dim, name)(
+            merged.indices, found.records_at, found.flags_at, key_starts, u1, bounds, blocks, sums,
+            merged.starts, merged.positions, bags.places, *_or_one(bags.weights),
+            *_or_one(bags.scale), bags.num_bags, grad_at, grad_step, *tables, phase, new_counter(),
+        )  # fmt: skip

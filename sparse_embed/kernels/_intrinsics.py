@@ -11,7 +11,7 @@
     prefetch(matrix, row, write)  the first cache line of a row
     unlikely(condition)           the condition; what it guards is moved out of the loop's way
 
-Hazard: Numba's dead-code pass over parallel kernels takes a store through a pointer for dead when
+Hazard: Numba's dead-code pass over `prange` kernels takes a store through a pointer for dead when
 pointer and store stand in one basic block and nothing reads the pointer later.  Make the pointer
 before the loop that stores through it (as every kernel here does), or store in a device function.
 """
@@ -136,13 +136,14 @@ def from_bits(typing_context, value):
 def next_chunk(typing_context, counter, which):
     """`counter[which]` before an atomic increment: threads draw their chunks' numbers from it.
 
-    Which thread draws which number changes from run to run; what a chunk computes does not.
+    Which thread draws which number changes from run to run; what a chunk computes does not.  Who
+    draws a number sees everything that was written before smaller ones were drawn.
     """
 
     def codegen(context, builder, sig, args):
         array = context.make_array(sig.args[0])(context, builder, args[0])
         place = builder.gep(array.data, [args[1]])
-        return builder.atomic_rmw("add", place, ir.IntType(64)(1), "monotonic")
+        return builder.atomic_rmw("add", place, ir.IntType(64)(1), "acq_rel")
 
     return types.int64(counter, types.int64), codegen
 

@@ -29,11 +29,10 @@ import threading
 
 import numba
 import numba.extending
+import numpy as np
 
 from sparse_embed.errors import ArgumentError, SparseEmbedError
-
-WORKERS = 256
-"""Iterations of a kernel's parallel loop; each draws chunks until none is left (`next_chunk`)."""
+from sparse_embed.kernels._team import TeamCompiler
 
 
 def device_function(function):
@@ -41,12 +40,24 @@ def device_function(function):
 
     Inlining is forced, so that a compile-time `dim` handed down is compile-time inside as well.
     """
-    return numba.extending.register_jitable(error_model="numpy", forceinline=True)(function)
+    return _inner(function, forceinline=True)
 
 
 def cold_function(function):
     """As `device_function`, but LLVM decides on inlining: for what runs rarely or once a chunk."""
-    return numba.extending.register_jitable(error_model="numpy")(function)
+    return _inner(function)
+
+
+def _inner(function, **options):
+    """As Numba's `register_jitable`, which would try a compile-time int as any int first: with
+    functions inside of functions the vain tries double at each level."""
+    options |= {"error_model": "numpy", "no_cfunc_wrapper": True}
+
+    @numba.extending.overload(function, jit_options=options, strict=False, prefer_literal=True)
+    def implementation(*args):
+        return function
+
+    return function
 
 
 def _source_digest() -> int:
@@ -64,24 +75,40 @@ def _source_digest() -> int:
 DIGEST: int = _source_digest()
 
 
-def _compile(function, *, parallel: bool):
+def _compile(function, **options):
     if "digest" not in function.__code__.co_freevars:
         raise TypeError(f"{function.__qualname__} must close over `digest`: see kernels/_jit.py")
-    options = {"parallel": parallel, "nogil": True, "error_model": "numpy"}
+    options |= {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no writable directory for the cache: compile in every process
         return numba.njit(**options)(function)
 
 
+def team_kernel(function):
+    """A kernel that all threads run at once, each with the same arguments.
+
+    It returns nothing.  Threads share the work out by drawing numbers of chunks until none is left
+    (`next_chunk`); how long a chunk takes does not matter, nor how many threads there are.  Runs
+    without the GIL, divides as NumPy, is kept on disk.  No argument may be reached through another
+    one where either is written.
+    """
+    return _compile(function, pipeline_class=TeamCompiler)
+
+
+def new_counter() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """What the threads of one call draw their chunks from: (2,) int64 zeros."""
+    return np.zeros(2, np.int64)
+
+
 def cpu_kernel(function):
-    """A kernel with parallel loops; runs without the GIL, divides as NumPy, is kept on disk."""
+    """As `team_kernel`, with parallel loops (`prange`) by Numba: three times as long to compile."""
     return _compile(function, parallel=True)
 
 
 def serial_kernel(function):
-    """As `cpu_kernel`, on the calling thread only: no threads are started."""
-    return _compile(function, parallel=False)
+    """As `team_kernel`, on the calling thread only: no threads are started."""
+    return _compile(function)
 
 
 # ---- threads ------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._intrinsics import (
     first,
@@ -29,7 +28,7 @@ from sparse_embed.kernels._intrinsics import (
     stack_f32,
     unlikely,
 )
-from sparse_embed.kernels._jit import DIGEST, WORKERS, cold_function, cpu_kernel, device_function
+from sparse_embed.kernels._jit import DIGEST, cold_function, device_function, team_kernel
 from sparse_embed.kernels.lanes import add_row, add_scaled_row, zero_row
 from sparse_embed.kernels.plan import BLOCK, HOT
 
@@ -103,24 +102,23 @@ def block_sums_cpu(dim: int):
     """For hot segments only, so compiled when the first one is met."""
     digest = DIGEST
 
-    @cpu_kernel
+    @team_kernel
     def block_sums(blocks, shift, bags, factors, factor_step, grad, counter, out):
         """out[j] = the sum of hot block j"""
         _ = digest
         last = bags.shape[0] - 1
         num_blocks = blocks.shape[0]
-        for _worker in prange(WORKERS):
-            bag, factor = first(bags), first(factors)
-            total = stack_f32(dim)
-            while True:
-                j = next_chunk(counter, 0)
-                if j >= num_blocks:
-                    break
-                begin, end = blocks[j, 0] - shift, blocks[j, 1] - shift
-                sum_entries(total, begin, end, last, bag, factor, factor_step, grad, dim)
-                target = row_pointer(out, j)
-                for d in range(dim):
-                    target[d] = total[d]
+        bag, factor = first(bags), first(factors)
+        total = stack_f32(dim)
+        while True:
+            j = next_chunk(counter, 0)
+            if j >= num_blocks:
+                break
+            begin, end = blocks[j, 0] - shift, blocks[j, 1] - shift
+            sum_entries(total, begin, end, last, bag, factor, factor_step, grad, dim)
+            target = row_pointer(out, j)
+            for d in range(dim):
+                target[d] = total[d]
 
     return block_sums
 
@@ -129,25 +127,24 @@ def block_sums_cpu(dim: int):
 def backward_cpu(dim: int):
     digest = DIGEST
 
-    @cpu_kernel
+    @team_kernel
     def backward(
         bounds, blocks, block_sums, starts, bags, factors, factor_step, grad, counter, out
     ):
         _ = digest
         chunks, shift = bounds.shape[0] - 1, starts[0]
         last = bags.shape[0] - 1
-        for _worker in prange(WORKERS):
-            start, bag, factor = first(starts), first(bags), first(factors)
-            block = stack_f32(dim)
-            while True:
-                chunk = next_chunk(counter, 0)
-                if chunk >= chunks:
-                    break
-                for u in range(bounds[chunk], bounds[chunk + 1]):
-                    sum_segment(
-                        row_pointer(out, u), block, start[u] - shift, start[u + 1] - shift, last,
-                        bag, factor, factor_step, grad, shift, blocks, block_sums, dim,
-                    )  # fmt: skip
+        start, bag, factor = first(starts), first(bags), first(factors)
+        block = stack_f32(dim)
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= chunks:
+                break
+            for u in range(bounds[chunk], bounds[chunk + 1]):
+                sum_segment(
+                    row_pointer(out, u), block, start[u] - shift, start[u + 1] - shift, last,
+                    bag, factor, factor_step, grad, shift, blocks, block_sums, dim,
+                )  # fmt: skip
 
     return backward
 
@@ -156,27 +153,26 @@ def backward_cpu(dim: int):
 def backward_max_cpu(dim: int):
     digest = DIGEST
 
-    @cpu_kernel
+    @team_kernel
     def backward_max(bounds, starts, positions, bags, argmax, grad, counter, out):
         """The gradient of mode "max"; a hot row is not shared here."""
         _ = digest
         chunks, shift = bounds.shape[0] - 1, starts[0]
-        for _worker in prange(WORKERS):
-            block = stack_f32(dim)
-            while True:
-                chunk = next_chunk(counter, 0)
-                if chunk >= chunks:
-                    break
-                for u in range(bounds[chunk], bounds[chunk + 1]):
-                    total = row_pointer(out, u)
-                    zero_row(total, dim)
-                    for begin in range(starts[u], starts[u + 1], BLOCK):
-                        zero_row(block, dim)
-                        for i in range(begin, min(begin + BLOCK, starts[u + 1])):
-                            k, bag = positions[i], bags[i - shift]
-                            winner, row = row_pointer(argmax, bag), row_pointer(grad, bag)
-                            for d in range(dim):
-                                block[d] = block[d] + (row[d] if winner[d] == k else _ZERO)
-                        add_row(total, block, dim)
+        block = stack_f32(dim)
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= chunks:
+                break
+            for u in range(bounds[chunk], bounds[chunk + 1]):
+                total = row_pointer(out, u)
+                zero_row(total, dim)
+                for begin in range(starts[u], starts[u + 1], BLOCK):
+                    zero_row(block, dim)
+                    for i in range(begin, min(begin + BLOCK, starts[u + 1])):
+                        k, bag = positions[i], bags[i - shift]
+                        winner, row = row_pointer(argmax, bag), row_pointer(grad, bag)
+                        for d in range(dim):
+                            block[d] = block[d] + (row[d] if winner[d] == k else _ZERO)
+                    add_row(total, block, dim)
 
     return backward_max

@@ -10,10 +10,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._intrinsics import next_chunk
-from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel
+from sparse_embed.kernels._jit import DIGEST, team_kernel
 from sparse_embed.kernels.lookup import MEAN, bag_scale
 
 CHUNK = 8192
@@ -24,25 +23,24 @@ _ZERO = np.float32(0)
 def bags_cpu():
     digest = DIGEST
 
-    @cpu_kernel
+    @team_kernel
     def bags(
         indices, offsets, bounds, weights, weight_step, mode, padding_idx, counter, bag_ids, scale
     ):
         _ = digest
         chunks = bounds.shape[0] - 1
-        for _worker in prange(WORKERS):
-            while True:
-                chunk = next_chunk(counter, 0)
-                if chunk >= chunks:
-                    break
-                for b in range(bounds[chunk], bounds[chunk + 1]):
-                    denominator = _ZERO
-                    for k in range(offsets[b], offsets[b + 1]):
-                        bag_ids[k] = b
-                        if indices[k] != padding_idx:
-                            w = weights[k * weight_step]
-                            denominator += w if mode == MEAN else w * w
-                    if scale.shape[0] > 0:
-                        scale[b] = bag_scale(denominator, mode)
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= chunks:
+                break
+            for b in range(bounds[chunk], bounds[chunk + 1]):
+                denominator = _ZERO
+                for k in range(offsets[b], offsets[b + 1]):
+                    bag_ids[k] = b
+                    if indices[k] != padding_idx:
+                        w = weights[k * weight_step]
+                        denominator += w if mode == MEAN else w * w
+                if scale.shape[0] > 0:
+                    scale[b] = bag_scale(denominator, mode)
 
     return bags

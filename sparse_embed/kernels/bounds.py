@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
-from sparse_embed.kernels._intrinsics import first
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function, serial_kernel
+from sparse_embed.kernels._intrinsics import first, next_chunk
+from sparse_embed.kernels._jit import DIGEST, device_function, serial_kernel, team_kernel
 
 UNLIMITED = np.uint64(2**64 - 1)
 """A limit for indices that were checked before."""
@@ -33,12 +32,15 @@ def all_inside(index, begin, end, limit, padding_idx):
 def count_outside_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def count_outside(indices, num_embeddings, padding_idx, outside):
+    @team_kernel
+    def count_outside(indices, num_embeddings, padding_idx, counter, outside):
         _ = digest
         length, chunks = indices.shape[0], outside.shape[0]
         limit = np.uint64(num_embeddings)
-        for c in prange(chunks):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= chunks:
+                break
             count = 0
             for k in range(c * length // chunks, (c + 1) * length // chunks):
                 index = indices[k]

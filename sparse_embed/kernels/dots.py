@@ -15,10 +15,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._intrinsics import next_chunk, prefetch_row, row_pointer, stack_f32
-from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel
+from sparse_embed.kernels._jit import DIGEST, team_kernel
 from sparse_embed.kernels.formats import lanes_of
 from sparse_embed.kernels.lookup import MEAN, WEIGHT_ROWS, bag_scale
 from sparse_embed.kernels.reduce import dot
@@ -33,29 +32,28 @@ def dots_cpu(dim: int, dtype: str):
     digest = DIGEST
     row_of, lanes = WEIGHT_ROWS[dtype], lanes_of(dim, dtype)
 
-    @cpu_kernel
+    @team_kernel
     def dots(
         records, slots, indices, grad, bag_ids, padding_idx,
         seed, init_kind, init_param, counter, out,
     ):  # fmt: skip
         _ = digest
         num_positions = indices.shape[0]
-        for _worker in prange(WORKERS):
-            scratch = stack_f32(dim)
-            while True:
-                begin = next_chunk(counter, 0) * _CHUNK
-                if begin >= num_positions:
-                    break
-                for k in range(begin, min(num_positions, begin + _CHUNK)):
-                    prefetch_row(records, slots[min(k + _AHEAD, indices.shape[0] - 1)], lanes)
-                    if indices[k] == padding_idx:
-                        out[k] = _ZERO
-                        continue
-                    bag = bag_ids[k] if bag_ids.shape[0] > 0 else k
-                    row = row_of(
-                        records, slots[k], indices[k], scratch, dim, seed, init_kind, init_param
-                    )
-                    out[k] = dot(row_pointer(grad, bag), row, dim)
+        scratch = stack_f32(dim)
+        while True:
+            begin = next_chunk(counter, 0) * _CHUNK
+            if begin >= num_positions:
+                break
+            for k in range(begin, min(num_positions, begin + _CHUNK)):
+                prefetch_row(records, slots[min(k + _AHEAD, indices.shape[0] - 1)], lanes)
+                if indices[k] == padding_idx:
+                    out[k] = _ZERO
+                    continue
+                bag = bag_ids[k] if bag_ids.shape[0] > 0 else k
+                row = row_of(
+                    records, slots[k], indices[k], scratch, dim, seed, init_kind, init_param
+                )
+                out[k] = dot(row_pointer(grad, bag), row, dim)
 
     return dots
 
@@ -64,26 +62,32 @@ def dots_cpu(dim: int, dtype: str):
 def weights_grad_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def weights_grad(dots, indices, offsets, weights, weight_step, mode, padding_idx, out):
+    @team_kernel
+    def weights_grad(
+        dots, indices, offsets, bounds, weights, weight_step, mode, padding_idx, counter, out
+    ):
         """Modes mean and sqrtn only: for sum the dots are the answer."""
         _ = digest
-        for b in prange(offsets.shape[0] - 1):
-            begin, end = offsets[b], offsets[b + 1]
-            denominator, total = _ZERO, _ZERO
-            for k in range(begin, end):
-                if indices[k] != padding_idx:
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= bounds.shape[0] - 1:
+                break
+            for b in range(bounds[chunk], bounds[chunk + 1]):
+                begin, end = offsets[b], offsets[b + 1]
+                denominator, total = _ZERO, _ZERO
+                for k in range(begin, end):
+                    if indices[k] != padding_idx:
+                        w = weights[k * weight_step]
+                        denominator += w if mode == MEAN else w * w
+                        total += w * dots[k]
+                scale = bag_scale(denominator, mode)
+                for k in range(begin, end):
                     w = weights[k * weight_step]
-                    denominator += w if mode == MEAN else w * w
-                    total += w * dots[k]
-            scale = bag_scale(denominator, mode)
-            for k in range(begin, end):
-                w = weights[k * weight_step]
-                if indices[k] == padding_idx:
-                    out[k] = _ZERO
-                elif mode == MEAN:
-                    out[k] = scale * (dots[k] - scale * total)
-                else:
-                    out[k] = scale * (dots[k] - w * (scale * (scale * total)))
+                    if indices[k] == padding_idx:
+                        out[k] = _ZERO
+                    elif mode == MEAN:
+                        out[k] = scale * (dots[k] - scale * total)
+                    else:
+                        out[k] = scale * (dots[k] - w * (scale * (scale * total)))
 
     return weights_grad

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import functools
 
-from numba import prange
-
-from sparse_embed.kernels._intrinsics import first
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel
+from sparse_embed.kernels._intrinsics import first, next_chunk
+from sparse_embed.kernels._jit import DIGEST, team_kernel
 
 _CHUNKS = 64
 
@@ -24,11 +22,16 @@ _CHUNKS = 64
 def entries_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def entries(positions, begin, bag_ids, weights, weight_step, scale, scale_step, bags, factors):
+    @team_kernel
+    def entries(
+        positions, begin, bag_ids, weights, weight_step, scale, scale_step, counter, bags, factors
+    ):
         _ = digest
         n, with_factors = bags.shape[0], factors.shape[0] > 0
-        for c in prange(_CHUNKS):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= _CHUNKS:
+                break
             position, bag_of, weight, factor = (
                 first(positions),
                 first(bag_ids),

@@ -23,10 +23,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._intrinsics import next_chunk, row_pointer
-from sparse_embed.kernels._jit import DIGEST, WORKERS, cold_function, cpu_kernel, device_function
+from sparse_embed.kernels._jit import DIGEST, cold_function, device_function, team_kernel
 
 UNIFORM, NORMAL, ZEROS = 0, 1, 2  # `init_kind`
 
@@ -97,17 +96,16 @@ def init_row(pointer, dim, seed, row, init_kind, init_param):
 def initialize_cpu(dim: int):
     digest = DIGEST
 
-    @cpu_kernel
+    @team_kernel
     def initialize(rows, seed, init_kind, init_param, counter, out):
         """out[i] = init(seed, rows[i], :)"""
         _ = digest
         num_rows = rows.shape[0]
-        for _worker in prange(WORKERS):
-            while True:
-                begin = next_chunk(counter, 0) * _CHUNK
-                if begin >= num_rows:
-                    break
-                for i in range(begin, min(num_rows, begin + _CHUNK)):
-                    init_row(row_pointer(out, i), dim, seed, rows[i], init_kind, init_param)
+        while True:
+            begin = next_chunk(counter, 0) * _CHUNK
+            if begin >= num_rows:
+                break
+            for i in range(begin, min(num_rows, begin + _CHUNK)):
+                init_row(row_pointer(out, i), dim, seed, rows[i], init_kind, init_param)
 
     return initialize

@@ -25,7 +25,6 @@ import functools
 import math
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._intrinsics import (
     bits,
@@ -36,7 +35,7 @@ from sparse_embed.kernels._intrinsics import (
     stack_f32,
     unlikely,
 )
-from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
+from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
 from sparse_embed.kernels.bounds import all_inside
 from sparse_embed.kernels.formats import PACKED_ROWS, VIRGINS, lanes_of
 from sparse_embed.kernels.initialize import init_row
@@ -93,30 +92,29 @@ def gather_cpu(dim: int, dtype: str = "float32"):
     packed = dtype != "float32"
     ahead = rows_ahead(dim)
 
-    @cpu_kernel
+    @team_kernel
     def gather(records, slots, indices, padding_idx, seed, init_kind, init_param, counter, out):
         _ = digest
         last = indices.shape[0] - 1
-        for _worker in prange(WORKERS):
-            slot, index = first(slots), first(indices)
-            while True:
-                begin = next_chunk(counter, 0) * CHUNK
-                if begin > last:
-                    break
-                for k in range(begin, min(last + 1, begin + CHUNK)):
-                    prefetch_row(records, slot[min(k + ahead, last)], lanes)
-                    target = row_pointer(out, k)
-                    if index[k] == padding_idx:
-                        zero_row(target, dim)
-                        continue
-                    if packed:
-                        row_of(records, slot[k], index[k], target, dim, seed, init_kind, init_param)
-                        continue
-                    source = row_pointer(records, slot[k])
-                    if unlikely(bits(source[0]) == _VIRGIN):
-                        init_row(target, dim, seed, index[k], init_kind, init_param)
-                    else:
-                        copy_row(target, source, dim)
+        slot, index = first(slots), first(indices)
+        while True:
+            begin = next_chunk(counter, 0) * CHUNK
+            if begin > last:
+                break
+            for k in range(begin, min(last + 1, begin + CHUNK)):
+                prefetch_row(records, slot[min(k + ahead, last)], lanes)
+                target = row_pointer(out, k)
+                if index[k] == padding_idx:
+                    zero_row(target, dim)
+                    continue
+                if packed:
+                    row_of(records, slot[k], index[k], target, dim, seed, init_kind, init_param)
+                    continue
+                source = row_pointer(records, slot[k])
+                if unlikely(bits(source[0]) == _VIRGIN):
+                    init_row(target, dim, seed, index[k], init_kind, init_param)
+                else:
+                    copy_row(target, source, dim)
 
     return gather
 
@@ -131,7 +129,7 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
     packed, kind, is_virgin = dtype != "float32", KINDS.get(dtype, -1), VIRGINS[dtype]
     ahead = rows_ahead(dim) * (2 if packed else 1)  # as many lines on their way
 
-    @cpu_kernel
+    @team_kernel
     def pool(
         records, slots, indices, offsets, bounds, weights, mode, limit, padding_idx,
         seed, init_kind, init_param, counter, out,
@@ -139,50 +137,49 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
         _ = digest
         last = indices.shape[0] - 1
         chunks = bounds.shape[0] - 1
-        for _worker in prange(WORKERS):
-            slot, index = first(slots), first(indices)
-            weight, offset = first(weights), first(offsets)
-            total = stack_f32(dim)
-            scratch = stack_f32(dim)
-            while True:
-                chunk = next_chunk(counter, 0)
-                if chunk >= chunks:
-                    break
-                begin, end = offset[bounds[chunk]], offset[bounds[chunk + 1]]
-                if not all_inside(index, begin, end, limit, padding_idx):
-                    counter[1] = 1
-                    continue
-                for b in range(bounds[chunk], bounds[chunk + 1]):
-                    zero_row(total, dim)
-                    denominator, count = _ZERO, 0
-                    for k in range(offset[b], offset[b + 1]):
-                        prefetch_row(records, slot[min(k + ahead, last)], lanes)
-                        if index[k] == padding_idx:
+        slot, index = first(slots), first(indices)
+        weight, offset = first(weights), first(offsets)
+        total = stack_f32(dim)
+        scratch = stack_f32(dim)
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= chunks:
+                break
+            begin, end = offset[bounds[chunk]], offset[bounds[chunk + 1]]
+            if not all_inside(index, begin, end, limit, padding_idx):
+                counter[1] = 1
+                continue
+            for b in range(bounds[chunk], bounds[chunk + 1]):
+                zero_row(total, dim)
+                denominator, count = _ZERO, 0
+                for k in range(offset[b], offset[b + 1]):
+                    prefetch_row(records, slot[min(k + ahead, last)], lanes)
+                    if index[k] == padding_idx:
+                        continue
+                    if packed:
+                        record = row_pointer(records, slot[k])
+                        if not unlikely(is_virgin(record)):
+                            if weighted:
+                                w = weight[k]
+                                denominator += w if mode == MEAN else w * w
+                                add_scaled_stored(total, record, w, dim, kind)
+                            else:
+                                count += 1
+                                add_stored(total, record, dim, kind)
                             continue
-                        if packed:
-                            record = row_pointer(records, slot[k])
-                            if not unlikely(is_virgin(record)):
-                                if weighted:
-                                    w = weight[k]
-                                    denominator += w if mode == MEAN else w * w
-                                    add_scaled_stored(total, record, w, dim, kind)
-                                else:
-                                    count += 1
-                                    add_stored(total, record, dim, kind)
-                                continue
-                        row = row_of(
-                            records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
-                        )
-                        if weighted:
-                            w = weight[k]
-                            denominator += w if mode == MEAN else w * w
-                            add_scaled_row(total, row, w, dim)
-                        else:
-                            count += 1
-                            add_row(total, row, dim)
-                    if not weighted:
-                        denominator = np.float32(min(count, _MOST_ONES))
-                    store_scaled_row(row_pointer(out, b), total, bag_scale(denominator, mode), dim)
+                    row = row_of(
+                        records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
+                    )
+                    if weighted:
+                        w = weight[k]
+                        denominator += w if mode == MEAN else w * w
+                        add_scaled_row(total, row, w, dim)
+                    else:
+                        count += 1
+                        add_row(total, row, dim)
+                if not weighted:
+                    denominator = np.float32(min(count, _MOST_ONES))
+                store_scaled_row(row_pointer(out, b), total, bag_scale(denominator, mode), dim)
 
     return pool
 
@@ -193,7 +190,7 @@ def pool_max_cpu(dim: int, dtype: str = "float32"):
     row_of, lanes = WEIGHT_ROWS[dtype], lanes_of(dim, dtype)
     ahead = rows_ahead(dim)
 
-    @cpu_kernel
+    @team_kernel
     def pool_max(
         records, slots, indices, offsets, bounds, padding_idx,
         seed, init_kind, init_param, counter, out,
@@ -201,31 +198,30 @@ def pool_max_cpu(dim: int, dtype: str = "float32"):
         _ = digest
         last = indices.shape[0] - 1
         chunks = bounds.shape[0] - 1
-        for _worker in prange(WORKERS):
-            slot, index = first(slots), first(indices)
-            scratch = stack_f32(dim)
-            while True:
-                chunk = next_chunk(counter, 0)
-                if chunk >= chunks:
-                    break
-                for b in range(bounds[chunk], bounds[chunk + 1]):
-                    best = row_pointer(out, b)
-                    none = True
-                    for k in range(offsets[b], offsets[b + 1]):
-                        prefetch_row(records, slot[min(k + ahead, last)], lanes)
-                        if index[k] == padding_idx:
-                            continue
-                        row = row_of(
-                            records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
-                        )
-                        if none:
-                            copy_row(best, row, dim)
-                        else:
-                            for d in range(dim):
-                                best[d] = row[d] if row[d] > best[d] else best[d]
-                        none = False
+        slot, index = first(slots), first(indices)
+        scratch = stack_f32(dim)
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= chunks:
+                break
+            for b in range(bounds[chunk], bounds[chunk + 1]):
+                best = row_pointer(out, b)
+                none = True
+                for k in range(offsets[b], offsets[b + 1]):
+                    prefetch_row(records, slot[min(k + ahead, last)], lanes)
+                    if index[k] == padding_idx:
+                        continue
+                    row = row_of(
+                        records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
+                    )
                     if none:
-                        zero_row(best, dim)
+                        copy_row(best, row, dim)
+                    else:
+                        for d in range(dim):
+                            best[d] = row[d] if row[d] > best[d] else best[d]
+                    none = False
+                if none:
+                    zero_row(best, dim)
 
     return pool_max
 
@@ -235,7 +231,7 @@ def max_positions_cpu(dim: int, dtype: str = "float32"):
     digest = DIGEST
     row_of = WEIGHT_ROWS[dtype]
 
-    @cpu_kernel
+    @team_kernel
     def max_positions(
         records, slots, indices, offsets, bounds, padding_idx,
         seed, init_kind, init_param, counter, out,
@@ -243,29 +239,28 @@ def max_positions_cpu(dim: int, dtype: str = "float32"):
         """out[b, d] = the first position of bag b whose value in column d is the largest, or -1."""
         _ = digest
         chunks = bounds.shape[0] - 1
-        for _worker in prange(WORKERS):
-            slot, index = first(slots), first(indices)
-            best = stack_f32(dim)
-            scratch = stack_f32(dim)
-            while True:
-                chunk = next_chunk(counter, 0)
-                if chunk >= chunks:
-                    break
-                for b in range(bounds[chunk], bounds[chunk + 1]):
-                    target = row_pointer(out, b)
+        slot, index = first(slots), first(indices)
+        best = stack_f32(dim)
+        scratch = stack_f32(dim)
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= chunks:
+                break
+            for b in range(bounds[chunk], bounds[chunk + 1]):
+                target = row_pointer(out, b)
+                for d in range(dim):
+                    target[d] = -1
+                none = True
+                for k in range(offsets[b], offsets[b + 1]):
+                    if index[k] == padding_idx:
+                        continue
+                    row = row_of(
+                        records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
+                    )
                     for d in range(dim):
-                        target[d] = -1
-                    none = True
-                    for k in range(offsets[b], offsets[b + 1]):
-                        if index[k] == padding_idx:
-                            continue
-                        row = row_of(
-                            records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
-                        )
-                        for d in range(dim):
-                            if none or row[d] > best[d]:
-                                best[d] = row[d]
-                                target[d] = k
-                        none = False
+                        if none or row[d] > best[d]:
+                            best[d] = row[d]
+                            target[d] = k
+                    none = False
 
     return max_positions

@@ -19,10 +19,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._intrinsics import next_chunk
-from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel
+from sparse_embed.kernels._jit import DIGEST, team_kernel
 from sparse_embed.kernels.lookup import MEAN, bag_scale
 
 CHUNK = 4096
@@ -37,43 +36,42 @@ _ZERO = np.float32(0)
 def number_bags_cpu():
     digest = DIGEST
 
-    @cpu_kernel
+    @team_kernel
     def number_bags(
         indices, offsets, bounds, num_bags, base, rows, padding, has_padding, mode,
         weights, weight_step, counter, keys, places, scale, outside,
     ):  # fmt: skip
         _ = digest
         chunks = bounds.shape[0] - 1
-        for _worker in prange(WORKERS):
-            while True:
-                chunk = next_chunk(counter, 0)
-                if chunk >= chunks:
-                    break
-                bad = 0
-                bag, end = bounds[chunk], bounds[chunk + 1]
-                while bag < end:
-                    f = bag // num_bags
-                    stop = min(end, (f + 1) * num_bags)
-                    first_key, limit, how = base[f], rows[f], mode[f]
-                    skip, skips = padding[f], has_padding[f] != 0
-                    place = (f << _SHIFT) + bag - f * num_bags
-                    for b in range(bag, stop):
-                        denominator = _ZERO
-                        for k in range(offsets[b], offsets[b + 1]):
-                            index = indices[k]
-                            places[k] = place
-                            if skips and index == skip:
-                                keys[k] = _NONE
-                                continue
-                            if np.uint64(index) >= limit:
-                                bad += 1
-                            keys[k] = first_key + index
-                            w = weights[k * weight_step]
-                            denominator += w if how == MEAN else w * w
-                        if scale.shape[0] > 0:
-                            scale[b] = bag_scale(denominator, how)
-                        place += 1
-                    bag = stop
-                outside[chunk] = bad
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= chunks:
+                break
+            bad = 0
+            bag, end = bounds[chunk], bounds[chunk + 1]
+            while bag < end:
+                f = bag // num_bags
+                stop = min(end, (f + 1) * num_bags)
+                first_key, limit, how = base[f], rows[f], mode[f]
+                skip, skips = padding[f], has_padding[f] != 0
+                place = (f << _SHIFT) + bag - f * num_bags
+                for b in range(bag, stop):
+                    denominator = _ZERO
+                    for k in range(offsets[b], offsets[b + 1]):
+                        index = indices[k]
+                        places[k] = place
+                        if skips and index == skip:
+                            keys[k] = _NONE
+                            continue
+                        if np.uint64(index) >= limit:
+                            bad += 1
+                        keys[k] = first_key + index
+                        w = weights[k * weight_step]
+                        denominator += w if how == MEAN else w * w
+                    if scale.shape[0] > 0:
+                        scale[b] = bag_scale(denominator, how)
+                    place += 1
+                bag = stop
+            outside[chunk] = bad
 
     return number_bags

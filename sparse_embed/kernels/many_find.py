@@ -20,11 +20,10 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._addresses import i64_at, prefetch_at, u8_at, u64_at
-from sparse_embed.kernels._intrinsics import first, row_pointer
-from sparse_embed.kernels._jit import DIGEST, cold_function, cpu_kernel
+from sparse_embed.kernels._intrinsics import first, next_chunk, row_pointer
+from sparse_embed.kernels._jit import DIGEST, cold_function, team_kernel
 from sparse_embed.kernels.records import REFERENCED
 from sparse_embed.kernels.rowmap import EMPTY, _home
 
@@ -54,11 +53,14 @@ def table_of(starts, key):
 def find_many_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def find_many(keys, starts, where, records_at, flags_at, missing):
+    @team_kernel
+    def find_many(keys, starts, where, counter, records_at, flags_at, missing):
         _ = digest
         n = keys.shape[0]
-        for c in prange(CHUNKS):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= CHUNKS:
+                break
             begin, end = n * c // CHUNKS, n * (c + 1) // CHUNKS
             key_of, record_of, flag_of = first(keys), first(records_at), first(flags_at)
             absent = row_pointer(missing, c)

@@ -17,11 +17,10 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._addresses import f32_at, prefetch_at
 from sparse_embed.kernels._intrinsics import bits, first, next_chunk, stack_f32
-from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
+from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
 from sparse_embed.kernels.initialize import init_row
 from sparse_embed.kernels.lanes import add_scaled_row, copy_row, store_scaled_row, zero_row
 from sparse_embed.kernels.lookup import MAX
@@ -45,7 +44,7 @@ def weights_at(address, row, scratch, dim, seed, init_kind, init_param):
 def pool_many_cpu(dim: int):
     digest = DIGEST
 
-    @cpu_kernel
+    @team_kernel
     def pool_many(
         records_at, keys, offsets, bounds, num_bags, weights, weight_step, scale, scale_step,
         dims, modes, base, seeds, init_kinds, init_params, out_at, out_step, counter,
@@ -53,47 +52,46 @@ def pool_many_cpu(dim: int):
         _ = digest
         last = keys.shape[0] - 1
         chunks = bounds.shape[0] - 1
-        for _worker in prange(WORKERS):
-            address, key, offset = first(records_at), first(keys), first(offsets)
-            weight, factor = first(weights), first(scale)
-            total = stack_f32(dim)
-            scratch = stack_f32(dim)
-            while True:
-                chunk = next_chunk(counter, 0)
-                if chunk >= chunks:
-                    break
-                bag, end = bounds[chunk], bounds[chunk + 1]
-                while bag < end:
-                    f = bag // num_bags
-                    stop = min(end, (f + 1) * num_bags)
-                    if dims[f] != dim:
-                        bag = stop
-                        continue
-                    mode, first_key = modes[f], base[f]
-                    seed, init_kind, init_param = seeds[f], init_kinds[f], init_params[f]
-                    to = out_at[f] + (bag - f * num_bags) * out_step[f]
-                    for b in range(bag, stop):
-                        target = f32_at(to)
-                        zero_row(total, dim)
-                        none = True
-                        for k in range(offset[b], offset[b + 1]):
-                            prefetch_at(address[min(k + _AHEAD, last)], dim, 0)
-                            if address[k] == 0:
-                                continue
-                            row = weights_at(
-                                address[k], key[k] - first_key, scratch, dim,
-                                seed, init_kind, init_param,
-                            )  # fmt: skip
-                            if mode != MAX:
-                                add_scaled_row(total, row, weight[k * weight_step], dim)
-                            elif none:
-                                copy_row(total, row, dim)
-                            else:
-                                for d in range(dim):
-                                    total[d] = row[d] if row[d] > total[d] else total[d]
-                            none = False
-                        store_scaled_row(target, total, factor[b * scale_step], dim)
-                        to += out_step[f]
+        address, key, offset = first(records_at), first(keys), first(offsets)
+        weight, factor = first(weights), first(scale)
+        total = stack_f32(dim)
+        scratch = stack_f32(dim)
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= chunks:
+                break
+            bag, end = bounds[chunk], bounds[chunk + 1]
+            while bag < end:
+                f = bag // num_bags
+                stop = min(end, (f + 1) * num_bags)
+                if dims[f] != dim:
                     bag = stop
+                    continue
+                mode, first_key = modes[f], base[f]
+                seed, init_kind, init_param = seeds[f], init_kinds[f], init_params[f]
+                to = out_at[f] + (bag - f * num_bags) * out_step[f]
+                for b in range(bag, stop):
+                    target = f32_at(to)
+                    zero_row(total, dim)
+                    none = True
+                    for k in range(offset[b], offset[b + 1]):
+                        prefetch_at(address[min(k + _AHEAD, last)], dim, 0)
+                        if address[k] == 0:
+                            continue
+                        row = weights_at(
+                            address[k], key[k] - first_key, scratch, dim,
+                            seed, init_kind, init_param,
+                        )  # fmt: skip
+                        if mode != MAX:
+                            add_scaled_row(total, row, weight[k * weight_step], dim)
+                        elif none:
+                            copy_row(total, row, dim)
+                        else:
+                            for d in range(dim):
+                                total[d] = row[d] if row[d] > total[d] else total[d]
+                        none = False
+                    store_scaled_row(target, total, factor[b * scale_step], dim)
+                    to += out_step[f]
+                bag = stop
 
     return pool_many

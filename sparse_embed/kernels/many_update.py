@@ -8,6 +8,7 @@ Shapes   keys (U,) i8: the unique keys, sorted · records_at, flags_at (U,) i8: 
          grad_at (F,) i8: address of the upstream gradient of a feature's first bag
          grad_step (F,) i8: bytes from bag to bag
          scalars (T, SCALARS) f4, seeds (T,) u8, init_kinds (T,) i8, init_params (T,) f4
+Phases   0: the sums of the hot blocks, where there are any; 1: the rows
 Order    as `backward`: a row's positions ascend, so the features that share a table come in their
          order, as if their batches were one behind the other; blocks of 256.  The bits of `update`.
 """
@@ -17,7 +18,6 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._addresses import f32_at, prefetch_at, u8_at
 from sparse_embed.kernels._intrinsics import (
@@ -28,7 +28,7 @@ from sparse_embed.kernels._intrinsics import (
     row_pointer,
     stack_f32,
 )
-from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
+from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
 from sparse_embed.kernels.backward import first_block
 from sparse_embed.kernels.lanes import add_row, add_scaled_row, copy_row, zero_row
 from sparse_embed.kernels.many_bags import PLACE_BITS
@@ -79,75 +79,73 @@ def update_many_cpu(dim: int, name: str):
     state_lanes = per_column * dim + beyond
     used_lanes = dim + state_lanes
 
-    @cpu_kernel
+    @team_kernel
     def update_many(
         keys, records_at, flags_at, table_starts, u1, bounds, blocks, block_sums, starts,
         positions, places, weights, weight_step, scale, scale_step, num_bags, grad_at, grad_step,
-        scalars, seeds, init_kinds, init_params, counter,
+        scalars, seeds, init_kinds, init_params, phase, counter,
     ):  # fmt: skip
         _ = digest
         last = starts[u1] - 1
         chunks, num_blocks = bounds.shape[0] - 1, blocks.shape[0]
-        for phase in range(0 if num_blocks > 0 else 1, 2):  # hot blocks, then rows
-            for _worker in prange(WORKERS):
-                key_of, record_of, flag_of = first(keys), first(records_at), first(flags_at)
-                position, place, start_of = first(positions), first(places), first(starts)
-                weight, factor = first(weights), first(scale)
-                source_at, source_step = first(grad_at), first(grad_step)
-                g = stack_f32(dim)
-                block = stack_f32(dim)
-                while True:
-                    chunk = next_chunk(counter, phase)
-                    if chunk >= (chunks if phase else num_blocks):
-                        break
-                    begin_u, end_u = chunk, chunk + 1
-                    table = 0
-                    if phase == 1:
-                        begin_u, end_u = bounds[chunk], bounds[chunk + 1]
-                        if begin_u < end_u:
-                            table = table_of(table_starts, key_of[begin_u])
-                    for u in range(begin_u, end_u):
-                        if phase == 0:
-                            begin, end = blocks[u, 0], blocks[u, 1]
-                        else:
-                            begin, end = start_of[u], start_of[u + 1]
-                            ahead = min(u + _AHEAD, u1 - 1)
-                            prefetch_at(record_of[ahead], used_lanes, 1)
-                            prefetch_write(u8_at(flag_of[ahead]))
-                            if record_of[u] == 0:
-                                continue
-                        j = first_block(blocks, begin) if end - begin > HOT else -1
-                        zero_row(g, dim)
-                        for start in range(begin, end, BLOCK):
-                            source = block
-                            if j < 0:
-                                sum_block_many(
-                                    block, start, min(start + BLOCK, end), last,
-                                    position, place, weight, weight_step, factor, scale_step,
-                                    num_bags, source_at, source_step, dim,
-                                )  # fmt: skip
-                            else:
-                                source = row_pointer(block_sums, j)
-                                j += 1
-                            add_row(g, source, dim)
-                        if phase == 0:
-                            copy_row(row_pointer(block_sums, u), g, dim)
-                            continue
-                        key = key_of[u]
-                        while key >= table_starts[table + 1]:
-                            table += 1
-                        numbers = row_pointer(scalars, table)
-                        if numbers[CLIP_VALUE] < _INFINITY or numbers[CLIP_NORM] < _INFINITY:
-                            clip_row(g, dim, numbers[CLIP_VALUE], numbers[CLIP_NORM])
-                        record = f32_at(record_of[u])
-                        if bits(record[0]) == _VIRGIN:
-                            materialize(
-                                record, dim, state_lanes, key - table_starts[table],
-                                seeds[table], init_kinds[table], init_params[table], numbers[FILL],
-                            )  # fmt: skip
-                        update_row(record, g, dim, numbers)
-                        keep_written(record)
-                        flag = u8_at(flag_of[u])
-                        flag[0] = flag[0] | _DIRTY
+        key_of, record_of, flag_of = first(keys), first(records_at), first(flags_at)
+        position, place, start_of = first(positions), first(places), first(starts)
+        weight, factor = first(weights), first(scale)
+        source_at, source_step = first(grad_at), first(grad_step)
+        g = stack_f32(dim)
+        block = stack_f32(dim)
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= (chunks if phase else num_blocks):
+                break
+            begin_u, end_u = chunk, chunk + 1
+            table = 0
+            if phase == 1:
+                begin_u, end_u = bounds[chunk], bounds[chunk + 1]
+                if begin_u < end_u:
+                    table = table_of(table_starts, key_of[begin_u])
+            for u in range(begin_u, end_u):
+                if phase == 0:
+                    begin, end = blocks[u, 0], blocks[u, 1]
+                else:
+                    begin, end = start_of[u], start_of[u + 1]
+                    ahead = min(u + _AHEAD, u1 - 1)
+                    prefetch_at(record_of[ahead], used_lanes, 1)
+                    prefetch_write(u8_at(flag_of[ahead]))
+                    if record_of[u] == 0:
+                        continue
+                j = first_block(blocks, begin) if end - begin > HOT else -1
+                zero_row(g, dim)
+                for start in range(begin, end, BLOCK):
+                    source = block
+                    if j < 0:
+                        sum_block_many(
+                            block, start, min(start + BLOCK, end), last,
+                            position, place, weight, weight_step, factor, scale_step,
+                            num_bags, source_at, source_step, dim,
+                        )  # fmt: skip
+                    else:
+                        source = row_pointer(block_sums, j)
+                        j += 1
+                    add_row(g, source, dim)
+                if phase == 0:
+                    copy_row(row_pointer(block_sums, u), g, dim)
+                    continue
+                key = key_of[u]
+                while key >= table_starts[table + 1]:
+                    table += 1
+                numbers = row_pointer(scalars, table)
+                if numbers[CLIP_VALUE] < _INFINITY or numbers[CLIP_NORM] < _INFINITY:
+                    clip_row(g, dim, numbers[CLIP_VALUE], numbers[CLIP_NORM])
+                record = f32_at(record_of[u])
+                if bits(record[0]) == _VIRGIN:
+                    materialize(
+                        record, dim, state_lanes, key - table_starts[table],
+                        seeds[table], init_kinds[table], init_params[table], numbers[FILL],
+                    )  # fmt: skip
+                update_row(record, g, dim, numbers)
+                keep_written(record)
+                flag = u8_at(flag_of[u])
+                flag[0] = flag[0] | _DIRTY
 
     return update_many

@@ -3,11 +3,13 @@
     order      a stable sort of the positions by index, padded positions dropped
     segments   the entries of each unique index
 
-Shapes   indices (L,) i8 · a, b (L,) u8 scratch · histogram (chunks+1, 4096) u4 scratch
-         positions (n,) i8 · unique (U,) i8 · starts (U+1,) i8
+Shapes   indices (L,) i8 · source, target (L,) u8 scratch · histogram (chunks+1, 4096) u4 scratch
+         positions (n,) i8 · unique (U,) i8 · starts (U+1,) i8 · counter (2,) i8, zeros
 How      the words `key << position_bits | position` are sorted by LSD radix on the key's bits in
          use: 12 bits a pass below 2^19 positions, 8 above (4096 open streams miss the TLB there).
          Chunks are cut by L alone.  A sort has one result, so threads cannot show.
+         Each pass is two calls, the counts and the scatter; the thread that finishes the last
+         chunk turns counts into places.
 Wide     key bits + position bits > 64: the caller sorts twice, low key bits first (`ops`).
 Source   Knuth, TAOCP volume 3, 5.2.5
 """
@@ -17,10 +19,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
-from sparse_embed.kernels._intrinsics import first, row_pointer
-from sparse_embed.kernels._jit import DIGEST, cold_function, cpu_kernel, device_function
+from sparse_embed.kernels._intrinsics import first, next_chunk, row_pointer
+from sparse_embed.kernels._jit import DIGEST, cold_function, device_function, team_kernel
 
 MAX_CHUNKS = 64
 _CHUNK = 16384
@@ -45,12 +46,15 @@ def digit_bits(key_bits: int, length: int) -> int:
 def largest_key_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def largest_key(indices, padding_idx, chunks, largest, kept):
+    @team_kernel
+    def largest_key(indices, padding_idx, chunks, counter, largest, kept):
         """largest[c], kept[c]: the largest index of chunk c but padding, and how many there are."""
         _ = digest
         length = indices.shape[0]
-        for c in prange(chunks):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= chunks:
+                break
             top, count = np.int64(-1), 0
             for k in range(c * length // chunks, (c + 1) * length // chunks):
                 if indices[k] != padding_idx:
@@ -72,7 +76,7 @@ def _word(index, words, k, is_first, shift, key_mask, position_bits):
 
 @cold_function
 def place_digits(histogram, chunks, digits):
-    """Counts to places: first all of digit 0, chunk by chunk, then digit 1, ...  Returns the total.
+    """Counts to places: first all of digit 0, chunk by chunk, then digit 1, ...
 
     Goes along the rows of the histogram (its last one is scratch): down its columns every access
     would miss the cache.
@@ -95,99 +99,92 @@ def place_digits(histogram, chunks, digits):
             count = counts[j]
             counts[j] = places[j]
             places[j] = np.uint32(places[j] + count)
-    return np.int64(total)
 
 
 @functools.cache
-def radix_sort_cpu():
+def radix_pass_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def radix_sort(
-        indices, padding_idx, key_shift, key_bits, position_bits, digit, chunks, a, b, histogram
-    ):
-        """Sort words of key bits [key_shift, key_shift + key_bits).  True: the result is in a."""
+    @team_kernel
+    def radix_pass(
+        indices, padding_idx, key_shift, key_bits, position_bits, digit, number, scatter, length,
+        chunks, source, target, histogram, counter,
+    ):  # fmt: skip
+        """Half of pass `number` over the words of key bits [key_shift, key_shift + key_bits): their
+        digits are counted, or (scatter) they go from `source` to their places in `target`."""
         _ = digest
-        length = indices.shape[0]
         shift0, low = np.uint64(key_shift), np.uint64(position_bits)
         key_mask = (_ONE << np.uint64(key_bits)) - _ONE
         digits = 1 << digit
         digit_mask = np.uint64(digits - 1)
-        passes = (key_bits + digit - 1) // digit
-        source, target = b, a
-        for step in range(2 * passes):  # of each pass: count, then scatter
-            number = step // 2
-            scatter = step % 2 == 1
-            is_first = number == 0
-            shift = low + np.uint64(number * digit)
-            for c in prange(chunks):
-                begin, end = c * length // chunks, (c + 1) * length // chunks
-                index, words, places = first(indices), first(source), row_pointer(histogram, c)
-                out = first(target)
-                if not scatter:
-                    for j in range(digits):
-                        places[j] = 0
-                for k in range(begin, end):
-                    if is_first and index[k] == padding_idx:
-                        continue
-                    word = _word(index, words, k, is_first, shift0, key_mask, low)
-                    j = np.int64((word >> shift) & digit_mask)
-                    place = places[j]
-                    places[j] = np.uint32(place + _ONE32)
-                    if scatter:
-                        out[place] = word
+        is_first = number == 0
+        shift = low + np.uint64(number * digit)
+        index, words, out = first(indices), first(source), first(target)
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= chunks:
+                break
+            begin, end = c * length // chunks, (c + 1) * length // chunks
+            places = row_pointer(histogram, c)
             if not scatter:
-                total = place_digits(histogram, chunks, digits)
-            else:
-                if is_first:
-                    length = total
-                source, target = target, source
-        return passes % 2 == 1
+                for j in range(digits):
+                    places[j] = 0
+            for k in range(begin, end):
+                if is_first and index[k] == padding_idx:
+                    continue
+                word = _word(index, words, k, is_first, shift0, key_mask, low)
+                j = np.int64((word >> shift) & digit_mask)
+                place = places[j]
+                places[j] = np.uint32(place + _ONE32)
+                if scatter:
+                    out[place] = word
+            if next_chunk(counter, 1) == chunks - 1 and not scatter:
+                place_digits(histogram, chunks, digits)
 
-    return radix_sort
+    return radix_pass
 
 
 @functools.cache
 def segments_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def segments(words, position_bits, chunks, firsts, positions, unique, starts):
-        """Cut sorted words: in step 0 firsts[c] = unique keys that begin in chunk c; in step 1 the
-        outputs.  Returns the number of unique keys; `unique` and `starts` are long enough."""
+    @team_kernel
+    def segments(words, position_bits, chunks, step, firsts, counter, positions, unique, starts):
+        """Cut sorted words.  Step 0: firsts[c] = how many unique keys begin before chunk c, for c
+        up to `chunks`.  Step 1: the outputs, but for the last of `starts`; long enough."""
         _ = digest
         length = words.shape[0]
         low = np.uint64(position_bits)
         position_mask = (_ONE << low) - _ONE
-        total = 0
-        for step in range(2):
-            for c in prange(chunks):
-                begin, end = c * length // chunks, (c + 1) * length // chunks
-                sorted_words, position = first(words), first(positions)
-                key_of, start_of = first(unique), first(starts)
-                u = firsts[c]
-                before = _ONE << np.uint64(63)  # no key: position bits were shifted out
-                if begin > 0:
-                    before = sorted_words[begin - 1] >> low
-                for k in range(begin, end):
-                    word = sorted_words[k]
-                    key = word >> low
-                    if step == 1:
-                        position[k] = np.int64(word & position_mask)
-                        if key != before:
-                            key_of[u] = np.int64(key)
-                            start_of[u] = k
-                    u += 1 if key != before else 0
-                    before = key
-                if step == 0:
-                    firsts[c] = u
+        sorted_words, position = first(words), first(positions)
+        key_of, start_of = first(unique), first(starts)
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= chunks:
+                break
+            begin, end = c * length // chunks, (c + 1) * length // chunks
+            u = firsts[c] if step == 1 else 0
+            before = _ONE << np.uint64(63)  # no key: position bits were shifted out
+            if begin > 0:
+                before = sorted_words[begin - 1] >> low
+            for k in range(begin, end):
+                word = sorted_words[k]
+                key = word >> low
+                if step == 1:
+                    position[k] = np.int64(word & position_mask)
+                    if key != before:
+                        key_of[u] = np.int64(key)
+                        start_of[u] = k
+                u += 1 if key != before else 0
+                before = key
             if step == 0:
-                total = 0
-                for c in range(chunks):
-                    count = firsts[c]
-                    firsts[c] = total
-                    total += count
-        starts[total] = length
-        return total
+                firsts[c] = u
+                if next_chunk(counter, 1) == chunks - 1:
+                    total = 0
+                    for i in range(chunks):
+                        count = firsts[i]
+                        firsts[i] = total
+                        total += count
+                    firsts[chunks] = total
 
     return segments

@@ -12,10 +12,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
-from sparse_embed.kernels._intrinsics import prefetch
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel, serial_kernel
+from sparse_embed.kernels._intrinsics import next_chunk, prefetch
+from sparse_embed.kernels._jit import DIGEST, serial_kernel, team_kernel
 
 DIRTY = np.uint8(1)
 INFLIGHT = np.uint8(2)
@@ -35,12 +34,15 @@ _AHEAD = 8
 def gather_records_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def gather_records(records, slots, data):
+    @team_kernel
+    def gather_records(records, slots, counter, data):
         """data[i] = records[slots[i]]"""
         digest  # noqa: B018 - a closure cell: part of the disk cache's key
         n, width = data.shape
-        for c in prange(_CHUNKS):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= _CHUNKS:
+                break
             begin, end = n * c // _CHUNKS, n * (c + 1) // _CHUNKS
             for i in range(begin, end):
                 if i + _AHEAD < end:
@@ -56,12 +58,15 @@ def gather_records_cpu():
 def scatter_records_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def scatter_records(records, slots, data):
+    @team_kernel
+    def scatter_records(records, slots, counter, data):
         """records[slots[i]] = data[i]; slots are distinct."""
         digest  # noqa: B018
         n, width = data.shape
-        for c in prange(_CHUNKS):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= _CHUNKS:
+                break
             begin, end = n * c // _CHUNKS, n * (c + 1) // _CHUNKS
             for i in range(begin, end):
                 s = slots[i]
@@ -140,8 +145,8 @@ def settle_cpu():
 def reference_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def reference(flags, slots, put, counts):
+    @team_kernel
+    def reference(flags, slots, put, counter, counts):
         """Set flags `put` of the slots used; -1 marks a miss, counted by chunk in `counts`.
 
         Threads may store the same byte twice, always with the same value: nobody else writes now.
@@ -149,7 +154,10 @@ def reference_cpu():
         digest  # noqa: B018
         n = slots.shape[0]
         chunks = counts.shape[0]
-        for c in prange(chunks):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= chunks:
+                break
             count = 0
             for i in range(n * c // chunks, n * (c + 1) // chunks):
                 s = slots[i]
@@ -198,13 +206,16 @@ def choose_victims_cpu():
 def missing_rows_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def missing_rows(present, rows, counts):
+    @team_kernel
+    def missing_rows(present, rows, counter, counts):
         """counts[c] = how many rows of chunk c have no bit in `present` ((E + 63) // 64,) u8."""
         digest  # noqa: B018
         n = rows.shape[0]
         chunks = counts.shape[0]
-        for c in prange(chunks):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= chunks:
+                break
             count = 0
             for i in range(n * c // chunks, n * (c + 1) // chunks):
                 r = rows[i]

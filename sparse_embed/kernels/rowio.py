@@ -17,10 +17,21 @@ import sys
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function, serial_kernel
+from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._jit import (
+    DIGEST,
+    device_function,
+    new_counter,
+    serial_kernel,
+    team_kernel,
+)
+
+Int64 = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
 
 _IO = types.intp(types.int32, types.voidptr, types.uintp, types.int64)
 _pread = types.ExternalFunction("pread", _IO)
@@ -110,17 +121,22 @@ def read_cpu():
     digest = DIGEST
     advise = _HAS_FADVISE
 
-    @cpu_kernel
-    def read(fd, offsets, data):
+    @team_kernel
+    def read(fd, offsets, data, counter, failed, codes):
+        """failed[c], codes[c]: of the first record of chunk c that failed; else as they were."""
         digest  # noqa: B018 - a closure cell: part of the disk cache's key
         n, size = data.shape
         base = np.uint64(data.ctypes.data)
-        failed = np.full(_CHUNKS, -1, np.int64)
-        codes = np.zeros(_CHUNKS, np.int64)
         if advise:
-            for c in prange(_CHUNKS):
+            while True:
+                c = next_chunk(counter, 1)
+                if c >= _CHUNKS:
+                    break
                 _advise(fd, offsets, size, n * c // _CHUNKS, n * (c + 1) // _CHUNKS)
-        for c in prange(_CHUNKS):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= _CHUNKS:
+                break
             begin, end = n * c // _CHUNKS, n * (c + 1) // _CHUNKS
             i = begin
             while i < end:
@@ -131,12 +147,16 @@ def read_cpu():
                     failed[c], codes[c] = i, max(code, np.int64(0))
                     break
                 i = j
-        for c in range(_CHUNKS):
-            if failed[c] >= 0:
-                return failed[c], codes[c]
-        return np.int64(-1), np.int64(0)
 
     return read
+
+
+def read_records(fd: int, offsets: Int64, data: Bytes) -> tuple[int, int]:
+    """data[i] = the bytes at offsets[i], by all threads; the result as above."""
+    failed, codes = np.full(_CHUNKS, -1, np.int64), np.zeros(_CHUNKS, np.int64)
+    read_cpu()(fd, offsets, data, new_counter(), failed, codes)
+    first = int(np.argmax(failed >= 0))
+    return int(failed[first]), int(codes[first])
 
 
 @functools.cache

@@ -12,10 +12,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
-from sparse_embed.kernels._intrinsics import prefetch
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function, serial_kernel
+from sparse_embed.kernels._intrinsics import next_chunk, prefetch
+from sparse_embed.kernels._jit import DIGEST, device_function, serial_kernel, team_kernel
 
 EMPTY = np.int64(-1)
 _M1 = np.uint64(0xFF51AFD7ED558CCD)
@@ -47,13 +46,16 @@ def _find(table, mask, key):
 def find_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def find(table, keys, values):
+    @team_kernel
+    def find(table, keys, counter, values):
         """values[i] = table[keys[i]], or -1 where the key is absent."""
         digest  # noqa: B018 - a closure cell: part of the disk cache's key
         mask = np.int64(table.shape[0] - 1)
         n = keys.shape[0]
-        for c in prange(_CHUNKS):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= _CHUNKS:
+                break
             begin, end = n * c // _CHUNKS, n * (c + 1) // _CHUNKS
             for i in range(begin, end):
                 if i + _AHEAD < end:

@@ -16,10 +16,9 @@ import functools
 import math
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._intrinsics import next_chunk, row_pointer
-from sparse_embed.kernels._jit import DIGEST, WORKERS, cpu_kernel, device_function
+from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
 from sparse_embed.kernels.reduce import dot, squared_distance
 
 COSINE, DOT, EUCLIDEAN = 0, 1, 2  # `metric`
@@ -32,35 +31,34 @@ _ZERO = np.float32(0)
 def scores_cpu(dim: int):
     digest = DIGEST
 
-    @cpu_kernel
+    @team_kernel
     def scores(block, queries, metric, counter, query_norms, out):
         _ = digest
         num_rows, num_queries = block.shape[0], queries.shape[0]
-        for q in range(num_queries):
+        for q in range(num_queries):  # by each thread: the same numbers
             query = row_pointer(queries, q)
             query_norms[q] = np.float32(math.sqrt(dot(query, query, dim)))
-        for _worker in prange(WORKERS):
-            while True:
-                begin = next_chunk(counter, 0) * _CHUNK
-                if begin >= num_rows:
-                    break
-                end = min(num_rows, begin + _CHUNK)
-                for q in range(num_queries):
-                    query = row_pointer(queries, q)
-                    for i in range(begin, end):
-                        row = row_pointer(block, i)
-                        if metric == EUCLIDEAN:
-                            distance = squared_distance(query, row, dim)
-                            out[q, i] = np.float32(math.sqrt(distance))
-                        else:
-                            out[q, i] = dot(query, row, dim)
-                if metric == COSINE:
-                    for i in range(begin, end):
-                        row = row_pointer(block, i)
-                        norm = np.float32(math.sqrt(dot(row, row, dim)))
-                        for q in range(num_queries):
-                            both = norm * query_norms[q]
-                            out[q, i] = out[q, i] / both if both != _ZERO else _ZERO
+        while True:
+            begin = next_chunk(counter, 0) * _CHUNK
+            if begin >= num_rows:
+                break
+            end = min(num_rows, begin + _CHUNK)
+            for q in range(num_queries):
+                query = row_pointer(queries, q)
+                for i in range(begin, end):
+                    row = row_pointer(block, i)
+                    if metric == EUCLIDEAN:
+                        distance = squared_distance(query, row, dim)
+                        out[q, i] = np.float32(math.sqrt(distance))
+                    else:
+                        out[q, i] = dot(query, row, dim)
+            if metric == COSINE:
+                for i in range(begin, end):
+                    row = row_pointer(block, i)
+                    norm = np.float32(math.sqrt(dot(row, row, dim)))
+                    for q in range(num_queries):
+                        both = norm * query_norms[q]
+                        out[q, i] = out[q, i] / both if both != _ZERO else _ZERO
 
     return scores
 
@@ -81,12 +79,15 @@ def is_better(score, index, other_score, other_index, largest):
 def merge_top_k_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def merge_top_k(scores, candidates, largest, best_indices, best_scores):
+    @team_kernel
+    def merge_top_k(scores, candidates, largest, counter, best_indices, best_scores):
         """Take the candidates into the best lists, in place."""
         _ = digest
         k = best_indices.shape[1]
-        for q in prange(scores.shape[0]):
+        while True:
+            q = next_chunk(counter, 0)
+            if q >= scores.shape[0]:
+                break
             for i in range(scores.shape[1]):
                 score, index = scores[q, i], candidates[i]
                 place = k  # the last k - place entries have moved down, the first of them out

@@ -25,7 +25,6 @@ import functools
 import math
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._intrinsics import (
     at,
@@ -39,7 +38,7 @@ from sparse_embed.kernels._intrinsics import (
     stack_f32,
     unlikely,
 )
-from sparse_embed.kernels._jit import DIGEST, WORKERS, cold_function, cpu_kernel, device_function
+from sparse_embed.kernels._jit import DIGEST, cold_function, device_function, team_kernel
 from sparse_embed.kernels.adagrad import adagrad_row, row_wise_adagrad_row
 from sparse_embed.kernels.adam import lazy_adam_row, row_wise_adam_row
 from sparse_embed.kernels.backward import sum_segment
@@ -128,7 +127,7 @@ def update_cpu(
     is_virgin = is_virgin_float32 if dtype == "float32" else is_virgin_half
     keep = keep_written if dtype == "float32" else keep_written_half
 
-    @cpu_kernel
+    @team_kernel
     def update(
         records, flags, slots, indices, u0, bounds, blocks, block_sums, starts,
         bags, factors, factor_step, grad,
@@ -138,53 +137,52 @@ def update_cpu(
         clips = scalars[CLIP_VALUE] < _INFINITY or scalars[CLIP_NORM] < _INFINITY
         chunks, shift = bounds.shape[0] - 1, starts[u0]
         last, last_row = bags.shape[0] - 1, slots.shape[0] - 1
-        for _worker in prange(WORKERS):
-            start, slot_of = first(starts), first(slots)
-            bag, factor = first(bags), first(factors)
-            g = stack_f32(dim)
-            block = stack_f32(dim)
-            buffer = stack_f32(buffer_lanes)
-            while True:
-                chunk = next_chunk(counter, 0)
-                if chunk >= chunks:
-                    break
-                for u in range(bounds[chunk], bounds[chunk + 1]):
-                    ahead = slot_of[min(u - u0 + _AHEAD, last_row)]
-                    prefetch_row_write(records, ahead, used_lanes)
-                    prefetch_write(at(first(flags), ahead))
-                    sum_segment(
-                        g, block, start[u] - shift, start[u + 1] - shift, last,
-                        bag, factor, factor_step, grad, shift, blocks, block_sums, dim,
+        start, slot_of = first(starts), first(slots)
+        bag, factor = first(bags), first(factors)
+        g = stack_f32(dim)
+        block = stack_f32(dim)
+        buffer = stack_f32(buffer_lanes)
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= chunks:
+                break
+            for u in range(bounds[chunk], bounds[chunk + 1]):
+                ahead = slot_of[min(u - u0 + _AHEAD, last_row)]
+                prefetch_row_write(records, ahead, used_lanes)
+                prefetch_write(at(first(flags), ahead))
+                sum_segment(
+                    g, block, start[u] - shift, start[u + 1] - shift, last,
+                    bag, factor, factor_step, grad, shift, blocks, block_sums, dim,
+                )  # fmt: skip
+                if unlikely(clips):
+                    clip_row(g, dim, scalars[CLIP_VALUE], scalars[CLIP_NORM])
+                slot = slot_of[u - u0]
+                record = row_pointer(records, slot)
+                row = buffer if packed else record
+                if unlikely(is_virgin(record)):
+                    materialize(
+                        row, dim, state_lanes, indices[u],
+                        seed, init_kind, init_param, scalars[FILL],
                     )  # fmt: skip
-                    if unlikely(clips):
-                        clip_row(g, dim, scalars[CLIP_VALUE], scalars[CLIP_NORM])
-                    slot = slot_of[u - u0]
-                    record = row_pointer(records, slot)
-                    row = buffer if packed else record
-                    if unlikely(is_virgin(record)):
-                        materialize(
-                            row, dim, state_lanes, indices[u],
-                            seed, init_kind, init_param, scalars[FILL],
-                        )  # fmt: skip
-                        settle(row, dim)
-                    elif packed:
-                        read_weight(row, record, dim)
-                        for i in range(per_column):
-                            field = at(record, weight_lanes + i * field_lanes)
-                            read_state(at(row, (i + 1) * dim), field, dim)
-                        last_field = at(row, (per_column + 1) * dim)
-                        read_float32(last_field, at(record, beyond_at), beyond)
-                    update_row(row, g, dim, scalars)
-                    if packed:
-                        key = row_noise_key(rounding_key, indices[u])
-                        write_weight(row, record, dim, key, 0)
-                        for i in range(per_column):
-                            field = at(record, weight_lanes + i * field_lanes)
-                            column = (i + 1) * dim
-                            write_state(at(row, column), field, dim, key, column)
-                        last_field = at(row, (per_column + 1) * dim)
-                        write_float32(last_field, at(record, beyond_at), beyond, key, 0)
-                    keep(record)
-                    flags[slot] |= _DIRTY
+                    settle(row, dim)
+                elif packed:
+                    read_weight(row, record, dim)
+                    for i in range(per_column):
+                        field = at(record, weight_lanes + i * field_lanes)
+                        read_state(at(row, (i + 1) * dim), field, dim)
+                    last_field = at(row, (per_column + 1) * dim)
+                    read_float32(last_field, at(record, beyond_at), beyond)
+                update_row(row, g, dim, scalars)
+                if packed:
+                    key = row_noise_key(rounding_key, indices[u])
+                    write_weight(row, record, dim, key, 0)
+                    for i in range(per_column):
+                        field = at(record, weight_lanes + i * field_lanes)
+                        column = (i + 1) * dim
+                        write_state(at(row, column), field, dim, key, column)
+                    last_field = at(row, (per_column + 1) * dim)
+                    write_float32(last_field, at(record, beyond_at), beyond, key, 0)
+                keep(record)
+                flags[slot] |= _DIRTY
 
     return update

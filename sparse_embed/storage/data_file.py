@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_embed.errors import CorruptStoreError, StoreError
-from sparse_embed.kernels.rowio import read_cpu
+from sparse_embed.kernels.rowio import read_records
 from sparse_embed.storage import files
 from sparse_embed.storage.journal import read_failed
 from sparse_embed.storage.layout import DATA_START, NPY_PREFIX, Layout
@@ -155,9 +155,9 @@ class DataFile:
             out[there] = some
 
     def _read(self, offsets: Int64, out: NDArray[np.float32]) -> None:
-        at, code = read_cpu()(self.fd, offsets, out.view(np.uint8))
+        at, code = read_records(self.fd, offsets, out.view(np.uint8))
         if at >= 0:
-            read_failed(int(code), self.where)
+            read_failed(code, self.where)
 
     def check(self) -> None:
         """The file still has its size (someone else may have truncated it)."""

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_embed.kernels import records as kernels
+from sparse_embed.kernels._jit import new_counter
 from sparse_embed.kernels.records import DIRTY, INFLIGHT, PINNED, REFERENCED, UNSAVED, USED
 from sparse_embed.storage.budget import Budget
 from sparse_embed.storage.layout import Layout
@@ -132,11 +133,11 @@ class Slots:
         return slots[:n]
 
     def gather(self, slots: Int64, out: Floats) -> None:
-        kernels.gather_records_cpu()(self.records, slots, out)
+        kernels.gather_records_cpu()(self.records, slots, new_counter(), out)
 
     def scatter(self, slots: Int64, data: Floats) -> None:
         """Write records, say nothing of it in their flags."""
-        kernels.scatter_records_cpu()(self.records, slots, data)
+        kernels.scatter_records_cpu()(self.records, slots, new_counter(), data)
 
     def put(self, slots: Int64, data: Floats) -> None:
         """Change records; they belong to the next commit."""
@@ -196,7 +197,7 @@ class IdentitySlots(Slots):
 
     def slots(self, rows: Int64) -> Int64:
         if self._present is not None:
-            kernels.missing_rows_cpu()(self._present, rows, self._counts)
+            kernels.missing_rows_cpu()(self._present, rows, new_counter(), self._counts)
             if self._counts.any():
                 self._load(rows)
         return rows
@@ -341,7 +342,7 @@ class IndexedSlots(Slots):
     def slots(self, rows: Int64) -> Int64 | None:
         self.trim()
         slots = self._index.find(rows)
-        kernels.reference_cpu()(self.flags, slots, REFERENCED, self._counts)
+        kernels.reference_cpu()(self.flags, slots, REFERENCED, new_counter(), self._counts)
         if not self._counts.any():
             return slots
         absent = slots < 0

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_embed.kernels import rowmap as kernels
+from sparse_embed.kernels._jit import new_counter
 from sparse_embed.storage.budget import Budget
 
 _SMALLEST = 1024
@@ -67,7 +68,7 @@ class RowMap:
         if self.count == 0:
             values.fill(-1)
         else:
-            kernels.find_cpu()(self._table, keys, values)
+            kernels.find_cpu()(self._table, keys, new_counter(), values)
         return values
 
     def insert(self, keys: Int64, values: Int64) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sparse_embed.device import DeviceMemory
 from sparse_embed.errors import CorruptStoreError
 from sparse_embed.kernels.records import UNSAVED
-from sparse_embed.kernels.rowio import read_cpu
+from sparse_embed.kernels.rowio import read_records
 from sparse_embed.storage.budget import Budget, process_budget
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import TableSection, segment_name
@@ -334,7 +334,7 @@ def read_places(journal: Journal, places: Int64, out: Floats) -> None:
     """out[i] = the record at places[i] of the journal."""
     for number, part, offsets in split_places(places):
         data = np.empty((part.size, out.shape[1]), np.float32)
-        at, code = read_cpu()(journal.segments[number].fd, offsets, data.view(np.uint8))
+        at, code = read_records(journal.segments[number].fd, offsets, data.view(np.uint8))
         if at >= 0:
-            read_failed(int(code), segment_name(number))
+            read_failed(code, segment_name(number))
         out[part] = data

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_embed.kernels.records import DIRTY, INFLIGHT
-from sparse_embed.kernels.rowio import read_cpu
+from sparse_embed.kernels.rowio import read_records
 from sparse_embed.storage import files
 from sparse_embed.storage.budget import Budget
 from sparse_embed.storage.journal import read_failed
@@ -100,9 +100,9 @@ class Scratch:
 
     def read(self, slots: Int64, out: NDArray[np.float32]) -> None:
         data = out.view(np.uint8)
-        at, code = read_cpu()(self._fd, slots * self._record_bytes, data)
+        at, code = read_records(self._fd, slots * self._record_bytes, data)
         if at >= 0:
-            read_failed(int(code), "the scratch file")
+            read_failed(code, "the scratch file")
 
     def places(self, slots: Int64) -> list[tuple[int, Int64]]:
         """(descriptor, byte offsets) of the records in these slots; nothing for none."""

@@ -1,0 +1,120 @@
+"""A kernel's call, made by every thread at once.
+
+    kernel(*args)   =   on each of the threads:  body(*args)
+
+The body draws its share of the work from a counter that all threads see (`next_chunk`), so it makes
+no difference how many threads there are, or whether some come late or not at all.
+
+Why not `parallel=True`: Numba then takes loops out of the function, compiles each as a function of
+its own and its caller again, and LLVM optimises the body once for each of the layers: two thirds of
+the time that everybody waits for a first result.  Here the body is compiled once, as it stands, and
+a few lines of LLVM hand it to Numba's threads (TBB, OpenMP or its own), which are used as
+`parallel=True` uses them: `numba.set_num_threads`, forks and nested calls behave alike.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import cgutils
+from numba.core.callwrapper import PyCallWrapper
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import register_pass
+from numba.core.lowering import Lower
+from numba.core.typed_passes import NativeLowering
+from numba.np.ufunc.parallel import _launch_threads
+
+_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_BYTES = _I8.as_pointer()
+_SHARE = ir.FunctionType(
+    ir.VoidType(), [_BYTES.as_pointer(), _I64.as_pointer(), _I64.as_pointer(), _BYTES]
+)
+
+
+def start_threads() -> None:
+    """Numba's threads, and the names by which compiled code finds them; once a process."""
+    _launch_threads()
+
+
+def _share(module, body, packed):
+    """void share(places, sizes, steps, arguments): what a thread runs."""
+    function = ir.Function(module, _SHARE, name=body.name + ".share")
+    function.linkage = "internal"
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    arguments = builder.bitcast(function.args[3], packed.as_pointer())
+    given = [
+        builder.load(cgutils.gep_inbounds(builder, arguments, 0, i))
+        for i in range(len(packed.elements) - 1)
+    ]
+    result = builder.alloca(body.function_type.args[0].pointee)  # of a body that returns nothing
+    status = builder.call(body, [result, *given])
+    with builder.if_then(cgutils.is_true(builder, status), likely=False):
+        builder.store(status, cgutils.gep_inbounds(builder, arguments, 0, len(given)))
+    builder.ret_void()
+    return function
+
+
+def _call_on_threads(module, body):
+    """A function of the body's signature that has every thread call it."""
+    given = body.function_type.args[1:]  # all but the place of the result: the error's, arguments
+    packed = ir.LiteralStructType([*given, body.function_type.return_type])
+    share = _share(module, body, packed)
+    function = ir.Function(module, body.function_type, name=body.name + ".team")
+    function.linkage = "internal"
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    count = cgutils.get_or_insert_function(module, ir.FunctionType(_I64, []), "get_num_threads")
+    run = cgutils.get_or_insert_function(
+        module, ir.FunctionType(ir.VoidType(), [_BYTES] * 5 + [_I64] * 3), "numba_parallel_for"
+    )
+    arguments = builder.alloca(packed)
+    for i, value in enumerate([*function.args[1:], packed.elements[-1](0)]):
+        builder.store(value, cgutils.gep_inbounds(builder, arguments, 0, i))
+    threads = builder.call(count, [])
+    nothing = builder.alloca(_BYTES)
+    builder.store(_BYTES(None), nothing)
+    size, step = builder.alloca(_I64), builder.alloca(_I64)
+    builder.store(threads, size)
+    builder.store(_I64(0), step)
+    pointers = [builder.bitcast(p, _BYTES) for p in (share, nothing, size, step, arguments)]
+    builder.call(run, [*pointers, _I64(0), _I64(1), threads])
+    builder.ret(builder.load(cgutils.gep_inbounds(builder, arguments, 0, len(given))))
+    return function
+
+
+class _TeamLower(Lower):
+    def create_cpython_wrapper(self, release_gil=False):
+        """As Lower's, which calls the body itself."""
+        start_threads()
+        context, fndesc = self.context, self.fndesc
+        module = context.create_module("wrapper")
+        signature = context.call_conv.get_function_type(fndesc.restype, fndesc.argtypes)
+        body = ir.Function(module, signature, fndesc.llvm_func_name)
+        PyCallWrapper(
+            context, module, _call_on_threads(module, body), fndesc, self.env,
+            call_helper=self.call_helper, release_gil=release_gil,
+        ).build()  # fmt: skip
+        self.library.add_ir_module(module)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _TeamLowering(NativeLowering):
+    _name = "team_lowering"
+
+    @property
+    def lowering_class(self):
+        return _TeamLower
+
+
+class TeamCompiler(CompilerBase):
+    """`pipeline_class` of a jitted function whose call is made by every thread."""
+
+    def define_pipelines(self):
+        # No argument is written through another one (`_jit.cpu_kernel`).
+        self.state.flags.noalias = True
+        self.state.reload_init.append(start_threads)
+        pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        pipeline.passes = [
+            (_TeamLowering if step is NativeLowering else step, text)
+            for step, text in pipeline.passes
+        ]
+        pipeline.finalize()
+        return [pipeline]
