@@ -2,8 +2,8 @@
 
 Index, flags and the clock that says what leaves lie on the device, beside the records: a batch
 whose rows are all there costs one kernel and one number of 8 bytes.  Only the numbers of absent
-rows come to the host, which reads them from the files; rows that leave unsaved go to the scratch
-file.
+rows come to the host, which reads them from the files; rows that leave stay in the host's memory as
+long as it has room, and go to the scratch file beyond (`host_tier`).
 
 `prefetch` does the same on a stream of its own, beside what the device is doing for the batch in
 hand: rows of that batch keep their slots meanwhile, so the two never touch the same record.
@@ -24,9 +24,9 @@ from sparse_embed.kernels.cuda.streams import Mark
 from sparse_embed.kernels.records import DIRTY
 from sparse_embed.storage.budget import Budget
 from sparse_embed.storage.device_records import Beside, DeviceRecords
+from sparse_embed.storage.host_tier import HostTier
 from sparse_embed.storage.layout import Layout
 from sparse_embed.storage.resident import Fetch, Slots, Stored
-from sparse_embed.storage.scratch import Scratch
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -51,7 +51,7 @@ class DeviceIndexedSlots(Slots):
         layout: Layout,
         fetch: Fetch,
         stored: Stored,
-        scratch: Scratch,
+        scratch: HostTier,
         budget: Budget,
         memory: DeviceMemory,
     ) -> None:
@@ -161,8 +161,9 @@ class DeviceIndexedSlots(Slots):
         memory = self._memory
         try:
             origin = self._scratch.find(rows)
-            read = (origin >= 0) | self._stored(rows)
-            chosen = np.flatnonzero(read)
+            spilled = origin >= 0
+            read = self._stored(rows) & ~spilled
+            chosen = np.concatenate([np.flatnonzero(spilled), np.flatnonzero(read)])
             if chosen.size:
                 wanted = rows[chosen]
 
@@ -170,13 +171,12 @@ class DeviceIndexedSlots(Slots):
                     self._fetch(wanted[begin:end], out)
 
                 self._moving.bring(memory.put("read slots", slots[chosen]), fetch)
-            virgin = slots[~read]
+            virgin = slots[~(read | spilled)]
             if virgin.size:
                 memory.each(
                     kernels.clear_records_cuda(), virgin.size * self._layout.lanes, self.records,
                     memory.put("virgin slots", virgin),
                 )  # fmt: skip
-            spilled = origin >= 0
             given = np.zeros(rows.size, np.uint8)
             given[spilled] = self._scratch.flags(origin[spilled])
             coming = [
@@ -245,7 +245,7 @@ class DeviceIndexedSlots(Slots):
         return np.concatenate(chosen) if n == 0 else None
 
     def _evict(self, slots: Int64) -> None:
-        """The rows in these slots leave; what no file has yet goes to the scratch file first."""
+        """The rows in these slots leave; what no file has goes to the host's tier first."""
         memory = self._memory
         there = memory.put("leaving", slots)
         rows = memory.work("their rows", slots.size, np.int64)
@@ -254,15 +254,17 @@ class DeviceIndexedSlots(Slots):
             kernels.describe_cuda(), slots.size, there, self._owners, self.flags, rows, flags
         )
         found = memory.download(flags)
-        unsaved = np.flatnonzero(found)
-        if unsaved.size:
-            numbers = memory.download(rows)
-            data = np.empty((unsaved.size, self._layout.lanes), np.float32)
-            self._moving.gather(slots[unsaved], data)
-            names, marks = numbers[unsaved], found[unsaved]
-            places = self._scratch.write(names, data, marks)
+        # Clean ones only where they find memory: the files have them.
+        room = self._scratch.has_room(slots.size)
+        moved = np.arange(slots.size) if room else np.flatnonzero(found)
+        if moved.size:
+            names, marks = memory.download(rows)[moved], found[moved]
+            places = self._scratch.claim(moved.size)
+            self._moving.send(
+                slots[moved], lambda begin, end, data: self._scratch.store(places[begin:end], data)
+            )
         self.busy = True
-        if unsaved.size:
+        if moved.size:
             self._scratch.admit(names, places, marks)
         there = memory.put("leaving", slots)
         memory.each(kernels.dismiss_cuda(), slots.size, self._keys, there, self._owners, self.flags)

@@ -94,6 +94,14 @@ class DeviceRecords:
 
     def gather(self, slots: Int64, out: Floats) -> None:
         """out[i] = the record in slots[i]"""
+
+        def write(begin: int, end: int, data: Floats) -> None:
+            out[begin:end] = data
+
+        self.send(slots, write)
+
+    def send(self, slots: Int64, write: Callable[[int, int, Floats], None]) -> None:
+        """write(begin, end, data) is given the records in slots[begin:end], a piece at a time."""
         memory = self.memory
         for begin in range(0, len(slots), self._step):
             part = slots[begin : begin + self._step]
@@ -102,7 +110,8 @@ class DeviceRecords:
             memory.each(kernels.gather_records_cuda(), data.size, self.array, places, data)
             staged, _ = self._staging.take(data.size * 4)
             host = staged.view(np.float32).reshape(data.shape)
-            out[begin : begin + part.size] = memory.download(data, host)
+            memory.download(data, host)
+            write(begin, begin + part.size, host)
 
     def scatter(self, slots: Int64, data: Floats) -> None:
         """The record in slots[i] = data[i]"""

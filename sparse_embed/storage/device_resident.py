@@ -24,9 +24,9 @@ from sparse_embed.kernels.records import DIRTY
 from sparse_embed.storage.budget import Budget
 from sparse_embed.storage.device_index import DeviceIndexedSlots
 from sparse_embed.storage.device_records import Beside, DeviceRecords
+from sparse_embed.storage.host_tier import HostTier
 from sparse_embed.storage.layout import Layout
 from sparse_embed.storage.resident import Fetch, Slots, Stored
-from sparse_embed.storage.scratch import Scratch
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -189,7 +189,7 @@ def device_slots(
     fetch: Fetch,
     stored: Stored,
     new: bool,
-    scratch: Scratch,
+    scratch: HostTier,
     cache_bytes: int | None,
     memory: DeviceMemory,
 ) -> DeviceIdentitySlots | DeviceIndexedSlots:

@@ -22,6 +22,7 @@ from sparse_embed.kernels.rowio import read_records
 from sparse_embed.storage.budget import Budget, process_budget
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import TableSection, segment_name
+from sparse_embed.storage.host_tier import HostTier
 from sparse_embed.storage.journal import Frame, FrameWriter, Journal, read_failed
 from sparse_embed.storage.layout import Layout
 from sparse_embed.storage.read_ahead import HAS_ADVICE, read_ahead
@@ -70,17 +71,19 @@ class RowStore:
         own = cache_bytes if memory is None else None  # what is not resident is in host memory
         self.budget = process_budget() if own is None else Budget(own)
         self.committed = RowMap(self.budget)
-        self._scratch = Scratch(folder, layout.record_bytes, self.budget)
         self._chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
+        self._scratch: Scratch
         self.resident: Slots
         self.memory = memory
         if memory is not None:
             from sparse_embed.storage.device_resident import device_slots
 
+            tier = self._scratch = HostTier(folder, layout.record_bytes, self.budget)
             self.resident = device_slots(
-                layout, self._fetch, self._stored, new, self._scratch, cache_bytes, memory
+                layout, self._fetch, self._stored, new, tier, cache_bytes, memory
             )
             return
+        self._scratch = Scratch(folder, layout.record_bytes, self.budget)
         needed = IdentitySlots.bytes_needed(layout)
         if needed <= _SMALL and self.budget.draw(needed):
             self.resident = self._identity(new)
@@ -120,7 +123,9 @@ class RowStore:
         """Newest versions of rows that are not in memory; see resident.Fetch."""
         origin = self._scratch.find(rows)
         spilled = np.flatnonzero(origin >= 0)
-        if spilled.size:
+        if spilled.size == rows.size:
+            self._scratch.read(origin, out)
+        elif spilled.size:
             data = np.empty((spilled.size, out.shape[1]), np.float32)
             self._scratch.read(origin[spilled], data)
             out[spilled] = data

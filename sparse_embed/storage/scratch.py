@@ -56,23 +56,13 @@ class Scratch:
 
         Raises StoreError when the disk is full; nothing has changed then.
         """
-        self._map.reserve(rows.size)
-        slots = self._claim(rows.size)
-        where = "the scratch file for rows beyond the cache"
-        if self._fd < 0:
-            making = files.explained(f"cannot create {where}")
-            with making, tempfile.TemporaryFile(dir=self._folder) as file:
-                self._fd = os.dup(file.fileno())
-        order = np.argsort(slots)
-        at, code = files.CALLS.pwrite_records(
-            self._fd, slots[order] * self._record_bytes, data[order].view(np.uint8)
-        )
-        if at >= 0:
-            files.raise_errno(code, f"cannot write {where}")
+        slots = self.claim(rows.size)
+        self.store(slots, data)
         return slots
 
-    def _claim(self, n: int) -> Int64:
+    def claim(self, n: int) -> Int64:
         """Slots to write to: reused ones first.  They stay free until `admit`."""
+        self._map.reserve(n)
         reused = min(n, self._num_free)
         fresh = n - reused
         if self._high + fresh > self._flags.size:
@@ -86,6 +76,20 @@ class Scratch:
                 np.arange(self._high, self._high + fresh, dtype=np.int64),
             ]
         )
+
+    def store(self, slots: Int64, data: NDArray[np.float32]) -> None:
+        """Put records into slots that were claimed; errors as in `write`."""
+        where = "the scratch file for rows beyond the cache"
+        if self._fd < 0:
+            making = files.explained(f"cannot create {where}")
+            with making, tempfile.TemporaryFile(dir=self._folder) as file:
+                self._fd = os.dup(file.fileno())
+        order = np.argsort(slots)
+        at, code = files.CALLS.pwrite_records(
+            self._fd, slots[order] * self._record_bytes, data[order].view(np.uint8)
+        )
+        if at >= 0:
+            files.raise_errno(code, f"cannot write {where}")
 
     def admit(self, rows: Int64, slots: Int64, flags: NDArray[np.uint8]) -> None:
         """The records written to `slots` are the newest versions of `rows` now."""

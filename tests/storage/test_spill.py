@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import sparse_embed as se
+from sparse_embed.kernels.records import DIRTY
 from sparse_embed.storage import files
 from sparse_embed.storage.budget import Budget
 from sparse_embed.storage.data_file import DataFile
+from sparse_embed.storage.host_tier import HostTier
 from sparse_embed.storage.layout import Layout
 from sparse_embed.storage.rowmap import RowMap
 from sparse_embed.storage.scratch import Scratch
@@ -65,9 +67,12 @@ def test_row_map_counts_again_after_an_interrupt(monkeypatch):
     assert sorted(table.items()[0].tolist()) == list(range(20))
 
 
-def test_scratch_reuses_slots(tmp_path):
-    budget = Budget(1 << 20)
-    scratch = Scratch(tmp_path, 32, budget)
+@pytest.mark.parametrize(
+    ("kind", "nbytes"), [(Scratch, 1 << 20), (HostTier, 1 << 20), (HostTier, 12_000)]
+)
+def test_scratch_reuses_slots(tmp_path, kind, nbytes):
+    budget = Budget(nbytes)
+    scratch = kind(tmp_path, 32, budget)
     rng = np.random.default_rng(1)
     held: dict[int, np.ndarray] = {}
     for _ in range(40):
@@ -88,9 +93,27 @@ def test_scratch_reuses_slots(tmp_path):
             del held[row]
         assert scratch.count == len(held)
     assert scratch.nbytes <= 300 * 32
+    if kind is HostTier:
+        assert (scratch.nbytes == 0) == (nbytes == 1 << 20)
     assert list(tmp_path.iterdir()) == []
     scratch.release()
     assert budget.used == 0
+
+
+def test_rows_that_files_have_leave_the_host_for_those_they_have_not(tmp_path):
+    tier = HostTier(tmp_path, 1024, Budget(160 * 1024))
+    data = np.random.default_rng(0).random((60, 256), np.float32)
+    rows = np.arange(60)
+    assert tier.has_room(60)
+    tier.admit(rows, tier.write(rows, data, np.zeros(60, np.uint8)), np.zeros(60, np.uint8))
+    while tier.has_room(20) and tier.find(rows)[0] >= 0:
+        new = rows[:20] + 100 * (1 + tier.count)
+        flags = np.full(20, DIRTY)
+        tier.admit(new, tier.write(new, data[:20], flags), flags)
+    assert (tier.find(rows) == -1).all()
+    assert (tier.find(new) >= 0).all()
+    assert tier.nbytes == 0
+    assert tier.dirty()[0].size == tier.count
 
 
 def test_page_map_never_calls_data_a_hole(tmp_path):
