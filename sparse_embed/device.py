@@ -113,8 +113,9 @@ class DeviceMemory:
         self.name = f"cuda:{index}"
         self._shim = _shim
         self._card: Any = _shim.open_card(index)
-        self._chosen = threading.local()
-        self._work: dict[str, Any] = {}
+        self._chosen = _Chosen()
+        self._last = 0  # the stream of the last work of a user, and its end where it is not 0
+        self._end: Any = None
 
     # ---- streams and errors ---------------------------------------------------------------------
 
@@ -139,26 +140,38 @@ class DeviceMemory:
     @property
     def stream(self) -> int:
         """The handle of the stream in use by this thread; 0 is the default one."""
-        return getattr(self._chosen, "stream", 0)
+        return self._chosen.stream
 
     @property
     def stream_handle(self) -> int | None:
         """As `stream`; None: the default one."""
         return self.stream or None
 
-    @contextlib.contextmanager
-    def on_stream(self, handle: int | None) -> Iterator[None]:
-        """Launch and copy on this stream inside: a handle as torch's `cuda_stream` or CuPy's `ptr`;
-        None: the one in use."""
-        if handle is None or self.simulated:
-            yield
+    def on_stream(self, handle: int | None) -> _Active:
+        """Work on this GPU inside, launch and copy on this stream: a handle as torch's
+        `cuda_stream` or CuPy's `ptr`; None: the default one.  It comes after what was done inside
+        before, whatever the stream."""
+        if self.simulated:
+            return _Active(self)
+        return _Active(self, 0 if handle is None or handle == _LEGACY else handle)
+
+    def follow(self, stream: int) -> None:
+        """Work on this stream comes after that of the one before."""
+        if stream == self._last:
             return
-        before = self.stream
-        self._chosen.stream = 0 if handle == _LEGACY else handle
-        try:
-            yield
-        finally:
-            self._chosen.stream = before
+        if self._last == 0:
+            self._card.after(stream, 0)
+        else:  # which may be gone by now: its end was marked while it was there
+            self._end.hold(stream)
+        self._last = stream
+
+    def mark_end(self, stream: int) -> None:
+        """The work on this stream, which is somebody's, is done so far."""
+        if self._end is None:
+            from sparse_embed.kernels.cuda.streams import Mark
+
+            self._end = Mark()
+        self._end.record(stream)
 
     def new_stream(self) -> int:
         """A stream for copies beside the work; it lives as long as the process."""
@@ -237,24 +250,23 @@ class DeviceMemory:
             self._card.zero(array, self.stream)
 
     def work(self, name: str, length: int, dtype: Any) -> Any:
-        """(length,) of a buffer that is kept under this name: valid until the next call for it.
-
-        Its next use may be on another stream: that one waits for what this one has been asked.
-        """
-        name = getattr(self._chosen, "aside", "") + name
-        kept, stream = self._work.get(name, (None, 0))
-        if kept is None or kept.shape[0] < length or kept.dtype != dtype:
-            grown = length if kept is None else max(length, kept.shape[0] * 3 // 2)
-            self._work.pop(name, None)
-            kept = self.empty(max(grown, 1), dtype, f"{name}, for a batch")
-        elif stream != self.stream:
-            self.after(stream)
-        self._work[name] = kept, self.stream
-        return kept[:length] if length != kept.shape[0] else kept
+        """(length,) of a buffer that this thread keeps under this name: valid until it asks for it
+        again."""
+        chosen = self._chosen
+        name = chosen.aside + name
+        kept = chosen.work.get(name)
+        if kept is None or kept.array.shape[0] < length or kept.array.dtype != dtype:
+            grown = length if kept is None else max(length, kept.array.shape[0] * 3 // 2)
+            chosen.work.pop(name, None)
+            array = self.empty(max(grown, 1), dtype, f"{name}, for a batch")
+            kept = chosen.work[name] = _Kept(array, array[:length])
+        elif kept.part.shape[0] != length:
+            kept.part = kept.array[:length]
+        return kept.part
 
     def forget_work(self) -> None:
-        """Give back the buffers that are kept."""
-        self._work.clear()
+        """Give back the buffers that this thread keeps, and memory that waits to be used again."""
+        self._chosen.work.clear()
         self._card.forget()
 
     # ---- other people's arrays ------------------------------------------------------------------
@@ -268,11 +280,11 @@ class DeviceMemory:
         """Where an array begins."""
         return int(self._card.address(array))
 
-    def adopt(self, array: Any) -> Any:
-        """An array with `__cuda_array_interface__` as one of ours, without a copy; it is read
+    def adopt(self, array: Any, interface: dict[str, Any] | None = None) -> Any:
+        """An array with this `__cuda_array_interface__` as one of ours, without a copy; it is read
         after what its own stream has yet to do."""
         with self.active():
-            return self._card.adopt(array, self.stream)
+            return self._card.adopt(array, interface, self.stream)
 
     def device_of(self, address: int) -> str:
         """ "cuda:N" of the memory at an address; this one where CUDA does not say."""
@@ -347,8 +359,12 @@ class DeviceMemory:
 
     def launch(self, kernel: Any, blocks: int, threads: int, *args: Any) -> None:
         """Start a kernel on the stream in use."""
-        with self.active():
-            self._card.launch(kernel, blocks, threads, self.stream, args)
+        chosen = self._chosen
+        if chosen.depth:  # who has entered explains errors
+            self._card.launch(kernel, blocks, threads, chosen.stream, args)
+        else:
+            with self.active():
+                self._card.launch(kernel, blocks, threads, chosen.stream, args)
 
     def each(self, kernel: Any, items: int, *args: Any) -> None:
         """Start a kernel in which a thread takes an item, or several; not for no items."""
@@ -357,24 +373,67 @@ class DeviceMemory:
             self.launch(kernel, self._shim.blocks_for(items, threads), threads, *args)
 
 
+class _Chosen(threading.local):
+    """What a thread has chosen: its stream, how often it has entered the GPU, its buffers."""
+
+    stream: int = 0
+    aside: str = ""
+    depth: int = 0
+
+    def __init__(self) -> None:
+        self.work: dict[str, _Kept] = {}
+
+
+class _Kept:
+    """A buffer that is kept, and the part of it that was asked for last."""
+
+    __slots__ = ("array", "part")
+
+    def __init__(self, array: Any, part: Any) -> None:
+        self.array, self.part = array, part
+
+
 class _Active:
-    """As a context manager: the GPU is this thread's, and CUDA's errors are ours."""
+    """As a context manager: the GPU is this thread's, CUDA's errors are ours, and with a stream it
+    is the one in use."""
 
-    __slots__ = ("memory",)
+    __slots__ = ("before", "memory", "stream")
 
-    def __init__(self, memory: DeviceMemory) -> None:
-        self.memory = memory
+    def __init__(self, memory: DeviceMemory, stream: int | None = None) -> None:
+        self.memory, self.stream = memory, stream
 
     def __enter__(self) -> None:
+        memory, stream = self.memory, self.stream
+        chosen = memory._chosen
+        self.before = chosen.stream
+        entered = False
         try:
-            self.memory._card.__enter__()
+            if chosen.depth == 0:
+                memory._card.__enter__()
+                entered = True
+            if stream is not None:
+                memory.follow(stream)
+                chosen.stream = stream
         except Exception as error:
-            raise self.memory.explained(error) from error
+            if entered:
+                memory._card.__exit__()
+            raise memory.explained(error) from error
+        chosen.depth += 1
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.memory._card.__exit__()
+        memory = self.memory
+        chosen = memory._chosen
+        try:
+            if self.stream:
+                memory.mark_end(self.stream)
+        except Exception as failure:  # a lost context has said so before
+            error = error or failure
+        chosen.stream = self.before
+        chosen.depth -= 1
+        if chosen.depth == 0:
+            memory._card.__exit__()
         if error is not None:
-            explained = self.memory.explained(error)
+            explained = memory.explained(error)
             if explained is not error:
                 raise explained from error
 

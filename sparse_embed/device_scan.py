@@ -17,9 +17,10 @@ def launch_tiles(memory: DeviceMemory, kernel: Any, length: int, *args: Any) -> 
     memory.launch(kernel, kernels.num_tiles(length), THREADS, *args)
 
 
-def prefix_sums(memory: DeviceMemory, values: Any) -> Any:
-    """values[i] = the sum of the values before i, in place; their total, (1,) on the device."""
-    total = memory.work("totals", 1, np.int64)
+def prefix_sums(memory: DeviceMemory, values: Any, name: str = "totals") -> Any:
+    """values[i] = the sum of the values before i, in place; their total, (1,) on the device, valid
+    until the next of this name."""
+    total = memory.work(name, 1, np.int64)
     length = int(values.shape[0])
     many = length > 4 * kernels.SCAN_THREADS
     sums = values
@@ -53,5 +54,10 @@ def select_flagged(
 def take(memory: DeviceMemory, values: Any, places: Any) -> Any:
     """values[places], int64."""
     out = memory.empty(places.shape[0], np.int64)
-    memory.each(records.take_cuda(), int(places.shape[0]), values, places, out)
+    take_into(memory, values, places, out)
     return out
+
+
+def take_into(memory: DeviceMemory, values: Any, places: Any, out: Any) -> None:
+    """out = values[places], int64."""
+    memory.each(records.take_cuda(), int(places.shape[0]), values, places, out)

@@ -84,6 +84,10 @@ class Execution:
             refuse_device_array(argument, value)
         return make_batch(self.table.entry.num_embeddings, *(*arguments, True))  # later
 
+    def update_batch(self, *arguments: Any) -> Any:
+        """As `make_batch`; `update` may be left to check what lies on a GPU."""
+        return self.make_batch(*arguments)
+
     def as_grad(self, grad: object, batch: Any, check_finite: bool) -> Any:
         """(B, D) the checked gradient of a batch's result."""
         refuse_device_array("grad", grad)

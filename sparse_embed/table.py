@@ -403,7 +403,7 @@ class EmbeddingTable:
         """
         optimizer = self._need_optimizer()
         with self._core.using(write=True), self._run.on_stream(stream):
-            batch = self._run.make_batch(
+            batch = self._run.update_batch(
                 indices, offsets, mode, per_sample_weights, padding_idx, include_last_offset
             )
             upstream = self._run.as_grad(grad, batch, check_finite)

@@ -35,7 +35,7 @@ class DeviceArray:
     @property
     def shape(self) -> tuple[int, ...]:
         """Its axes."""
-        return tuple(int(n) for n in self._array.shape)
+        return tuple(self._array.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -93,13 +93,11 @@ def is_on_device(value: object) -> bool:
     """Whether an argument claims to be an array of a GPU."""
     if isinstance(value, np.ndarray | list | tuple | int) or value is None:
         return False
-    if isinstance(value, DeviceArray) or hasattr(value, "__cuda_array_interface__"):
+    if isinstance(value, DeviceArray) or hasattr(value, "__cuda_ndarray__"):  # the simulator's
         return True
-    if hasattr(value, "__cuda_ndarray__"):  # what the simulator has instead
-        return True
-    if hasattr(value, "__dlpack_device__"):
+    if hasattr(value, "__dlpack_device__"):  # asked first: torch makes the other one every time
         return int(value.__dlpack_device__()[0]) in (dlpack.CUDA, dlpack.CUDA_MANAGED)
-    return False
+    return hasattr(value, "__cuda_array_interface__")
 
 
 def refuse_device_array(name: str, value: object) -> None:
@@ -131,16 +129,15 @@ def import_array(
             raise ArgumentError(f"{name}: expected an array of {memory.name}, got {value!r}")
         _check(name, value.dtype, dtype, value.is_c_contiguous(), memory.name, memory)
         found = value
-    elif hasattr(value, "__cuda_array_interface__"):
-        interface = value.__cuda_array_interface__
+    elif (interface := getattr(value, "__cuda_array_interface__", None)) is not None:
         found_dtype = np.dtype(interface["typestr"])
         dense = _is_dense(interface["shape"], interface.get("strides"), found_dtype.itemsize)
-        address = int(interface["data"][0])
-        on = memory.device_of(address) if address else memory.name
+        address = int(interface["data"][0] or 0)
+        on = _device_of(memory, value, address)
         _check(name, found_dtype, dtype, dense, on, memory)
         if interface.get("mask") is not None:
             raise ArgumentError(f"{name}: masked arrays are not supported")
-        found = memory.adopt(value)
+        found = memory.adopt(value, interface)
     else:
         found = _from_dlpack(memory, value, dtype, name)
     if aligned and memory.address(found) % _ALIGNED:
@@ -148,6 +145,13 @@ def import_array(
         memory.copy(copied, found)
         found = copied
     return found
+
+
+def _device_of(memory: DeviceMemory, value: Any, address: int) -> str:
+    """The device of an array, which knows it or whose memory does."""
+    if hasattr(value, "__dlpack_device__"):
+        return f"cuda:{int(value.__dlpack_device__()[1])}"
+    return memory.device_of(address) if address else memory.name
 
 
 def _from_dlpack(memory: DeviceMemory, value: Any, dtype: type[np.generic], name: str) -> Any:
@@ -158,7 +162,7 @@ def _from_dlpack(memory: DeviceMemory, value: Any, dtype: type[np.generic], name
     tensor = dlpack.Imported(value.__dlpack__(stream=memory.stream_handle or 1))
     dense = _is_dense(tensor.shape, tensor.strides_in_bytes, tensor.dtype.itemsize)
     _check(name, tensor.dtype, dtype, dense, on, memory)
-    return memory.adopt(tensor)
+    return memory.adopt(tensor, tensor.__cuda_array_interface__)
 
 
 def _is_dense(shape: Any, strides: Any, itemsize: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 from sparse_embed import _validate
 from sparse_embed.batch import Batch, make_batch
 from sparse_embed.cuda.arrays import import_array, is_on_device
-from sparse_embed.cuda.ops import DeviceOps, Survey
+from sparse_embed.cuda.merging import Survey
+from sparse_embed.cuda.ops import DeviceOps
 from sparse_embed.errors import ArgumentError, IndexRangeError
 
 
@@ -18,7 +21,9 @@ from sparse_embed.errors import ArgumentError, IndexRangeError
 class DeviceBatch:
     """As `batch.Batch`, with arrays on the device.
 
-    survey: what is known of the indices.  shape: of the indices as they were given.
+    found: what the survey of the indices found, on the device.  check: waits for that, and raises
+    what is wrong; to be called before rows are read or moved by the host, and before any change.
+    shape: of the indices as they were given.
     given: whether the user's indices lay on the device; results then do too.
     """
 
@@ -30,7 +35,8 @@ class DeviceBatch:
     has_padding: bool
     lead: tuple[int, ...]
     shape: tuple[int, ...]
-    survey: Survey
+    found: Any
+    check: Callable[[], None]
     given: bool
 
     @property
@@ -48,7 +54,8 @@ def make_device_batch(
     padding_idx: object,
     include_last_offset: bool,
 ) -> DeviceBatch:
-    """Check the arguments of a call, as `batch.make_batch` does.
+    """Check the arguments of a call, as `batch.make_batch` does; the numbers on a device are being
+    looked through when this returns, and `check` tells.
 
     Raises:
         ArgumentError, IndexRangeError: the argument is named; nothing has changed.
@@ -77,10 +84,6 @@ def shape_of(indices: Any) -> tuple[int, ...]:
 def upload_batch(run: DeviceOps, batch: Batch, shape: tuple[int, ...]) -> DeviceBatch:
     """A checked batch of the host, on the device."""
     upload = run.memory.upload
-    real = batch.rows
-    survey = Survey(
-        0, int(real.max(initial=-1)), len(batch.indices) - len(real), 0, 0, len(batch.indices)
-    )
     return DeviceBatch(
         indices=upload(batch.indices),
         offsets=None if batch.offsets is None else upload(batch.offsets),
@@ -90,7 +93,8 @@ def upload_batch(run: DeviceOps, batch: Batch, shape: tuple[int, ...]) -> Device
         has_padding=batch.has_padding,
         lead=batch.lead,
         shape=shape,
-        survey=survey,
+        found=run.nothing_found,
+        check=_nothing_to_check,
         given=False,
     )
 
@@ -107,8 +111,8 @@ def _from_device(
 ) -> DeviceBatch:
     memory = run.memory
     array = import_array(memory, indices, np.int64, "indices")
-    shape = tuple(int(n) for n in array.shape)
-    flat = array.reshape((int(np.prod(shape, dtype=np.int64)),))
+    shape = tuple(array.shape)
+    flat = array if len(shape) == 1 else array.reshape((math.prod(shape),))
     length = int(flat.shape[0])
     padding = _validate.as_padding_idx(padding_idx)
     pooling = None if offsets is None and mode is None else _validate.as_mode(mode or "sum")
@@ -133,20 +137,35 @@ def _from_device(
             raise ArgumentError('per_sample_weights: not defined for mode="max"')
         weights = as_device(run, per_sample_weights, shape, "per_sample_weights")
         weights = weights.reshape((length,))
-    survey = run.survey(flat, num_embeddings, padding if padding_idx is not None else None, starts)
+    found, read = run.survey(
+        flat, num_embeddings, padding if padding_idx is not None else None, starts
+    )
+
+    def check() -> None:
+        _check_survey(read(), length, num_embeddings)
+
+    return DeviceBatch(
+        flat, starts, pooling, weights, padding, padding_idx is not None, lead, shape, found, check,
+        True,
+    )  # fmt: skip
+
+
+def _check_survey(survey: Survey, length: int, num_embeddings: int) -> None:
     if survey.outside:
         raise IndexRangeError(
             f"indices: {survey.outside} of {length} are out of range; expected 0 <= index <"
             f" num_embeddings = {num_embeddings}; nothing was changed"
         )
-    if starts is not None and (survey.first != 0 or survey.last != length or survey.falls):
+    if survey.first or survey.beyond or survey.falls:
         raise ArgumentError(
             "offsets: expected (B+1,) int64 non-decreasing from 0 to len(indices) ="
-            f" {length}, got {survey.first} to {survey.last} with {survey.falls} steps down"
+            f" {length}, got {survey.first} to {length + survey.beyond} with"
+            f" {survey.falls} steps down"
         )
-    return DeviceBatch(
-        flat, starts, pooling, weights, padding, padding_idx is not None, lead, shape, survey, True
-    )
+
+
+def _nothing_to_check() -> None:
+    """The host has looked already."""
 
 
 def _device_offsets(run: DeviceOps, offsets: object, length: int, with_last: bool) -> Any:

@@ -20,7 +20,7 @@ from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.batch import Batch
 from sparse_embed.cuda.arrays import DeviceArray, import_array, is_on_device
 from sparse_embed.cuda.batch import DeviceBatch, as_device, make_device_batch, upload_batch
-from sparse_embed.cuda.ops import Coefficients, DeviceOps, Records
+from sparse_embed.cuda.ops import Coefficients, DeviceOps, Merged, Records
 from sparse_embed.device import DeviceMemory
 from sparse_embed.execution import Execution
 from sparse_embed.kernels.cuda.streams import Mark
@@ -51,10 +51,18 @@ class DeviceExecution(Execution):
         """Work is done on this stream inside."""
         return self.memory.on_stream(stream)
 
-    def make_batch(self, *arguments: Any) -> Any:
+    def lookup_batch(self, *arguments: Any) -> Any:
+        """Not checked yet: `lookup` waits for that when its own work is on the way."""
         return make_device_batch(self.ops, self.table.entry.num_embeddings, *arguments)
 
-    lookup_batch = make_batch
+    def update_batch(self, *arguments: Any) -> Any:
+        """Not checked yet: `update` waits for that before it changes anything."""
+        return self.lookup_batch(*arguments)
+
+    def make_batch(self, *arguments: Any) -> Any:
+        batch = self.lookup_batch(*arguments)
+        batch.check()
+        return batch
 
     def as_grad(self, grad: object, batch: Any, check_finite: bool) -> Any:
         shape = (*batch.lead, self.dim)
@@ -74,11 +82,16 @@ class DeviceExecution(Execution):
 
     def _resident_records(self) -> Records:
         resident: Any = self.table.rows.resident
-        return self._on_device(resident.records, resident.flags)
+        known: Records | None = resident.view
+        if known is None or known.records is not resident.records:
+            known = resident.view = self._on_device(resident.records, resident.flags)
+        return known
 
     def _reach_device(self, batch: DeviceBatch) -> tuple[Records, Any] | None:
         """Records and slots by position, all brought in; None when they do not fit together."""
         resident: Any = self.table.rows.resident
+        if not resident.complete:
+            batch.check()
         slots = resident.bring(batch.indices, batch.padding)
         return None if slots is None else (self._resident_records(), slots)
 
@@ -165,18 +178,22 @@ class DeviceExecution(Execution):
     # ---- reading --------------------------------------------------------------------------------
 
     def lookup(self, batch: Any) -> Any:
-        return self._by_device_pieces(batch, np.float32, self._lookup_part)
+        found = self._by_device_pieces(batch, np.float32, self._lookup_part)
+        batch.check()
+        return found
 
     def _lookup_part(self, rec: Records, slots: Any, batch: DeviceBatch, _begin: int) -> Any:
         if batch.offsets is None or batch.mode is None:
-            return self.ops.lookup(rec, slots, batch.indices, batch.padding)
+            return self.ops.lookup(rec, slots, batch.indices, batch.padding, batch.found)
         return self.ops.lookup_bags(
-            rec, slots, batch.indices, batch.offsets, batch.weights, batch.mode, batch.padding
-        )
+            rec, slots, batch.indices, batch.offsets, batch.weights, batch.mode, batch.padding,
+            batch.found,
+        )  # fmt: skip
 
     def argmax(self, batch: Any) -> Any:
         if batch.mode != "max" or batch.offsets is None:
             return None
+        batch.check()
         return self._by_device_pieces(batch, np.int64, self._argmax_part)
 
     def _argmax_part(self, rec: Records, slots: Any, batch: DeviceBatch, begin: int) -> Any:
@@ -188,9 +205,15 @@ class DeviceExecution(Execution):
         return found
 
     def _coefficients(self, batch: DeviceBatch) -> Coefficients:
+        if batch.mode in ("mean", "sqrtn"):
+            batch.check()  # bags are walked through
         return self.ops.bag_coefficients(
             batch.indices, batch.offsets, batch.weights, batch.mode or "sum", batch.padding
         )
+
+    def _merged(self, batch: DeviceBatch, shares: Coefficients) -> Merged:
+        rows = self.table.entry.num_embeddings
+        return self.ops.merge(batch.indices, batch.padding, rows, shares.bag_ids)
 
     def weights_grad(self, batch: Any, grad: Any) -> Any:
         records, slots = self._reach_device(batch) or self._device_copies(batch)
@@ -202,8 +225,9 @@ class DeviceExecution(Execution):
 
     def backward(self, batch: Any, grad: Any) -> tuple[IndexArray, FloatArray]:
         argmax = self.argmax(batch)
-        merged = self.ops.merge(batch.indices, batch.padding, batch.survey)
-        values = self.ops.backward(merged, self._coefficients(batch), grad, argmax)
+        shares = self._coefficients(batch)
+        merged = self._merged(batch, shares)
+        values = self.ops.backward(merged, shares, grad, argmax)
         return self.memory.download(merged.indices), self.memory.download(values)
 
     def nearest(
@@ -257,19 +281,34 @@ class DeviceExecution(Execution):
 
     def update(self, batch: Any, grad: Any, optimizer: Optimizer) -> None:
         argmax = self.argmax(batch)
-        merged = self.ops.merge(batch.indices, batch.padding, batch.survey)
+        resident: Any = self.table.rows.resident
+        straight = resident.complete and argmax is None
+        if straight:
+            resident.bring(batch.indices, batch.padding)  # or what is on its way there
+        else:
+            batch.check()
         shares = self._coefficients(batch)
+        merged = self._merged(batch, shares)
         step, lr = self.table.step + 1, self.table.lr
+
+        def prepare(records: Records, slots: Any, u0: int, u1: int) -> Callable[[], None]:
+            return self.ops.prepare_update(
+                records, slots, merged, u0, u1, shares, grad, None, optimizer, step, lr
+            )
+
+        if straight:  # nobody on the host needs to know how many rows it is
+            most = int(batch.indices.shape[0])
+            change = prepare(self._resident_records(), merged.all_indices, 0, most)
+            batch.check()
+            with self._core.step():
+                change()
+                self.table.step += 1
+            return
         if argmax is not None:
             values = self.ops.backward(merged, shares, grad, argmax)
             self._apply(merged.indices, values, optimizer)
             return
-        self._step_on_device(
-            merged.indices,
-            lambda records, slots, u0, u1: self.ops.prepare_update(
-                records, slots, merged, u0, u1, shares, grad, None, optimizer, step, lr
-            ),
-        )
+        self._step_on_device(merged.indices, prepare)
 
     def apply(self, rows: IndexArray, values: FloatArray, optimizer: Optimizer) -> None:
         self._apply(self.memory.upload(rows), self.memory.upload(values), optimizer)

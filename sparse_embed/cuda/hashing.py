@@ -90,9 +90,9 @@ def _check_offsets(memory: Any, data: Any, starts: Any) -> None:
     if len(starts.shape) != 1 or starts.shape[0] == 0 or len(data.shape) != 1:
         raise ArgumentError("offsets: expected (L+1,) entries into keys (n,)")
     nothing = memory.empty(0, np.int64)
-    found = ops_of(memory).survey(nothing, 1, None, starts)
-    if found.falls or found.first < 0 or found.last > data.shape[0]:
+    found = ops_of(memory).survey(nothing, 1, None, starts)[1]()
+    if found.falls or found.first < 0 or found.beyond > data.shape[0]:
         raise ArgumentError(
             f"offsets: expected non-decreasing from 0 to at most len(keys) = {data.shape[0]}, got"
-            f" {found.first} to {found.last} with {found.falls} steps down"
+            f" {found.first} to {found.beyond} with {found.falls} steps down"
         )

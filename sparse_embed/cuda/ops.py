@@ -10,23 +10,23 @@ or `bag_coefficients` of the same device.  Results that are handed out have memo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from sparse_embed import ops
 from sparse_embed._typing import METRICS, MODES
+from sparse_embed.cuda.merging import Hot, Merged, MergeOps, Survey
 from sparse_embed.device import DeviceMemory
-from sparse_embed.device_scan import launch_tiles, prefix_sums
+from sparse_embed.device_scan import take_into
 from sparse_embed.initializers import Initializer
 from sparse_embed.kernels.cuda import _shim
 from sparse_embed.kernels.cuda import backward as _backward
 from sparse_embed.kernels.cuda import batches as _batches
 from sparse_embed.kernels.cuda import dots as _dots
 from sparse_embed.kernels.cuda import lookup as _lookup
-from sparse_embed.kernels.cuda import merge as _merge
 from sparse_embed.kernels.cuda import records as _records
 from sparse_embed.kernels.cuda import topk as _topk
 from sparse_embed.kernels.cuda import update as _update
@@ -37,7 +37,7 @@ from sparse_embed.optim import Optimizer
 __all__ = ["Coefficients", "DeviceOps", "Merged", "Records", "Survey"]
 
 _SCRATCH_BYTES = 64 << 20
-_NOTHING_FOUND = np.array([0, -1, 0, 0, 0, 0], np.int64)  # never written to
+_HOT_GROUPS = 1 << 14  # that sum the blocks of long segments, most often of none
 
 
 @dataclass(frozen=True)
@@ -50,26 +50,14 @@ class Records:
     init: Initializer
     seed: int
 
-    @property
+    @functools.cached_property
     def words(self) -> Any:
         return self.records.view(np.uint32)
 
-    @property
+    @functools.cached_property
     def init_args(self) -> tuple[np.uint64, int, np.float32]:
         """seed, init_kind, init_param as kernels take them."""
         return np.uint64(self.seed), self.init.kind, np.float32(self.init.param)
-
-
-@dataclass(frozen=True)
-class Merged:
-    """As `ops.Merged`, on the device."""
-
-    indices: Any
-    starts: Any
-    positions: Any
-
-    def __len__(self) -> int:
-        return int(self.indices.shape[0])
 
 
 @dataclass(frozen=True)
@@ -81,26 +69,14 @@ class Coefficients:
     scale: Any
 
 
-class Survey(NamedTuple):
-    """What one pass over a batch tells: indices out of range, the largest index in range (-1: none
-    is), padded positions, falling offsets, the first and the last offset."""
-
-    outside: int
-    largest: int
-    padded: int
-    falls: int
-    first: int
-    last: int
-
-
-class DeviceOps:
+class DeviceOps(MergeOps):
     """The operations on one GPU."""
 
     def __init__(self, memory: DeviceMemory) -> None:
-        self.memory = memory
+        super().__init__(memory)
         self._one = memory.upload(np.ones(1, np.float32))
-        self._zero = memory.upload(np.zeros(1, np.int64))
         self._no_argmax = memory.upload(np.zeros((1, 1), np.int64))
+        self._many = memory.upload(np.full(1, 1 << 62, np.int64))
 
     # ---- launches -------------------------------------------------------------------------------
 
@@ -108,7 +84,7 @@ class DeviceOps:
         """Start a kernel in which a group of lanes takes a row."""
         if rows > 0:
             shape = row_shape(dim)
-            self.memory.launch(kernel, shape.blocks(rows), shape.threads, *args)
+            self.memory.launch(kernel, shape.many_blocks(rows), shape.threads, *args)
 
     def _or_one(self, weights: Any) -> tuple[Any, int]:
         return (self._one, 0) if weights is None else (weights, 1)
@@ -122,13 +98,20 @@ class DeviceOps:
         self.memory.each(_lookup.initialize_cuda(dim), rows.shape[0] * dim, rows, *args, out)
         return out
 
-    def lookup(self, rec: Records, slots: Any, indices: Any, padding_idx: int) -> Any:
-        """Rows, unpooled: (L, D); zeros at padded positions."""
+    def lookup(
+        self, rec: Records, slots: Any, indices: Any, padding_idx: int, found: Any = None
+    ) -> Any:
+        """Rows, unpooled: (L, D); zeros at padded positions.
+
+        found: a survey's numbers, still on the device: where they speak of an error the result is
+        rubbish, and nothing is read.
+        """
         length = indices.shape[0]
         out = self.memory.empty((length, rec.dim), np.float32, "looked up rows")
         self._rows(
             _lookup.gather_cuda(rec.dim), rec.dim, length,
-            rec.records, rec.words, slots, indices, padding_idx, *rec.init_args, out,
+            rec.records, rec.words, slots, indices, padding_idx,
+            self.nothing_found if found is None else found, *rec.init_args, out,
         )  # fmt: skip
         return out
 
@@ -141,14 +124,16 @@ class DeviceOps:
         per_sample_weights: Any,
         mode: str,
         padding_idx: int,
+        found: Any = None,
     ) -> Any:
-        """Rows, pooled in bags: (B, D)."""
+        """Rows, pooled in bags: (B, D).  found: as in `lookup`."""
         bags = offsets.shape[0] - 1
         out = self.memory.empty((bags, rec.dim), np.float32, "pooled rows")
         self._rows(
             _lookup.pool_cuda(rec.dim), rec.dim, bags,
             rec.records, rec.words, slots, indices, offsets, *self._or_one(per_sample_weights),
-            MODES.index(mode), padding_idx, *rec.init_args, out,
+            MODES.index(mode), padding_idx, self.nothing_found if found is None else found,
+            *rec.init_args, out,
         )  # fmt: skip
         return out
 
@@ -163,84 +148,6 @@ class DeviceOps:
             rec.records, rec.words, slots, indices, offsets, padding_idx, *rec.init_args, out,
         )  # fmt: skip
         return out
-
-    # ---- merge ----------------------------------------------------------------------------------
-
-    def survey(
-        self, indices: Any, num_embeddings: int, padding_idx: int | None, offsets: Any = None
-    ) -> Survey:
-        """Range check and counts of a batch, in one pass and one small copy."""
-        found = self.memory.work("survey", len(_NOTHING_FOUND), np.int64)
-        self.memory.fill(found, _NOTHING_FOUND)
-        if offsets is None:
-            offsets = self._zero
-        self.memory.each(
-            _batches.survey_cuda(), max(indices.shape[0], offsets.shape[0]), indices,
-            num_embeddings, 0 if padding_idx is None else padding_idx, padding_idx is not None,
-            offsets, found,
-        )  # fmt: skip
-        return Survey(*map(int, self.memory.download(found)))
-
-    def merge(self, indices: Any, padding_idx: int, survey: Survey | None = None) -> Merged:
-        """Sort a batch by row, stably, without its padding.
-
-        `survey`: what is known of the indices already.
-        """
-        length = int(indices.shape[0])
-        if survey is None:
-            survey = self.survey(indices, 2**63 - 1, padding_idx)
-        kept = length - survey.padded
-        if kept == 0:
-            empty = self.memory.empty(0, np.int64)
-            return Merged(empty, self._zero, empty)
-        # One bit more than the keys need where there is padding: its key is all ones.
-        key_bits = max(1, int(survey.largest).bit_length()) + (survey.padded > 0)
-        position_bits = max(1, (length - 1).bit_length())
-        if key_bits + position_bits > 64:
-            return self._merge_on_host(indices, padding_idx)
-        words = self._sorted_words(indices, padding_idx, key_bits, position_bits)
-        words = words[:kept] if kept < length else words
-        return self._segments(words, position_bits)
-
-    def _merge_on_host(self, indices: Any, padding_idx: int) -> Merged:
-        """Row numbers of a table so large that key and position do not fit in 64 bits."""
-        merged = ops.merge(self.memory.download(indices), padding_idx)
-        upload = self.memory.upload
-        return Merged(upload(merged.indices), upload(merged.starts), upload(merged.positions))
-
-    def _sorted_words(
-        self, indices: Any, padding_idx: int, key_bits: int, position_bits: int
-    ) -> Any:
-        length = int(indices.shape[0])
-        source = self.memory.work("words", length, np.uint64)
-        target = self.memory.work("more words", length, np.uint64)
-        counts = self.memory.work("counts", _merge.DIGITS * _merge.num_tiles(length), np.int64)
-        self.memory.each(
-            _merge.make_words_cuda(), length, indices, padding_idx, position_bits, source
-        )
-        for shift in range(position_bits, position_bits + key_bits, _merge.DIGIT_BITS):
-            launch_tiles(self.memory, _merge.count_digits_cuda(), length, source, shift, counts)
-            prefix_sums(self.memory, counts)
-            launch_tiles(
-                self.memory, _merge.scatter_digits_cuda(), length, source, shift, counts, target
-            )
-            source, target = target, source
-        return source
-
-    def _segments(self, words: Any, position_bits: int) -> Merged:
-        length = int(words.shape[0])
-        heads = self.memory.work("counts", _merge.num_tiles(length), np.int64)
-        positions = self.memory.work("positions", length, np.int64)
-        unique = self.memory.work("unique", length, np.int64)
-        starts = self.memory.work("starts", length + 1, np.int64)
-        launch_tiles(self.memory, _merge.count_heads_cuda(), length, words, position_bits, heads)
-        total = prefix_sums(self.memory, heads)
-        launch_tiles(
-            self.memory, _merge.write_segments_cuda(), length,
-            words, position_bits, heads, total, positions, unique, starts,
-        )  # fmt: skip
-        num = self.memory.number(total)
-        return Merged(unique[:num], starts[: num + 1], positions)
 
     # ---- backward and update --------------------------------------------------------------------
 
@@ -262,32 +169,37 @@ class DeviceOps:
             )  # fmt: skip
         return Coefficients(bag_ids, per_sample_weights, scale)
 
-    def _entry_args(self, positions: Any, coefficients: Coefficients) -> tuple[Any, ...]:
-        arrays = (positions, coefficients.bag_ids, coefficients.weights, coefficients.scale)
+    def _entry_args(
+        self, positions: Any, coefficients: Coefficients, bags: Any = None
+    ) -> tuple[Any, ...]:
+        """What the kernels of `backward` are told of entries.  bags: of each, if known."""
+        if coefficients.bag_ids is None:
+            bags = positions
+        elif bags is None:
+            bags = self.memory.work("bags of entries", int(positions.shape[0]), np.int64)
+            take_into(self.memory, coefficients.bag_ids, positions, bags)
+        arrays = (positions, bags, coefficients.weights, coefficients.scale)
         absent = (self._zero, self._zero, self._one, self._one)
         steps = tuple(0 if array is None else 1 for array in arrays)
         given = (none if a is None else a for a, none in zip(arrays, absent, strict=True))
         return (*given, steps)
 
     def _hot_sums(
-        self, starts: Any, u0: int, num: int, entries: tuple[Any, ...], argmax: Any, grad: Any
-    ) -> tuple[Any, Any]:
-        """Prefix sums of the blocks of hot segments [u0, u0 + num), and the blocks' sums."""
+        self, hot: Hot, starts: Any, entries: tuple[Any, ...], argmax: Any, grad: Any
+    ) -> Any:
+        """The sums of the blocks of long segments."""
         dim = int(grad.shape[1])
-        hot_starts = self.memory.work("hot", num, np.int64)
         entry_count = int(entries[0].shape[0]) if entries[-1][0] else 0
         # A segment of more than HOT entries has less than one block more than entries / BLOCK.
         most = entry_count // BLOCK + entry_count // _backward.HOT + 1
         sums = self.memory.work("block sums", most * dim, np.float32).reshape((most, dim))
-        if entry_count > _backward.HOT:  # else nobody looks at what is in these two
-            winners = argmax is not None
-            self.memory.each(_backward.count_hot_cuda(), num, starts, u0, hot_starts)
-            total = prefix_sums(self.memory, hot_starts)
+        if entry_count > _backward.HOT:  # else there are none
             self._rows(
-                _backward.hot_sums_cuda(dim, winners), dim, most, hot_starts, total, u0, starts,
-                *entries, self._no_argmax if argmax is None else argmax, grad, sums,
+                _backward.hot_sums_cuda(dim, argmax is not None), dim, min(most, _HOT_GROUPS),
+                hot.rows, hot.bases, hot.found, starts, *entries,
+                self._no_argmax if argmax is None else argmax, grad, sums,
             )  # fmt: skip
-        return hot_starts, sums
+        return sums
 
     def backward(self, merged: Merged, coefficients: Coefficients, grad: Any, argmax: Any) -> Any:
         """Gradient of the unique rows: (U, D)."""
@@ -295,11 +207,12 @@ class DeviceOps:
         out = self.memory.empty((num, dim), np.float32, "the gradient of rows")
         if num == 0:
             return out
-        entries = self._entry_args(merged.positions, coefficients)
-        hot_starts, sums = self._hot_sums(merged.starts, 0, num, entries, argmax, grad)
+        entries = self._entry_args(merged.all_positions, coefficients, merged.all_bags)
+        sums = self._hot_sums(merged.hot, merged.all_starts, entries, argmax, grad)
         self._rows(
-            _backward.backward_cuda(dim, argmax is not None), dim, num, hot_starts, sums,
-            merged.starts, *entries, self._no_argmax if argmax is None else argmax, grad, out,
+            _backward.backward_cuda(dim, argmax is not None), dim, num, merged.hot.starts, sums,
+            merged.num, merged.all_starts, *entries,
+            self._no_argmax if argmax is None else argmax, grad, out,
         )  # fmt: skip
         return out
 
@@ -336,16 +249,22 @@ class DeviceOps:
         step: int,
         lr: float,
     ) -> Callable[[], None]:
-        """All of `update` but the change: what is returned makes it, and asks for no memory."""
+        """All of `update` but the change: what is returned makes it, and asks for no memory.
+
+        u1: may be more than there are.
+        """
         if u1 <= u0:
             return _nothing
         if argmax is not None:
+            u1 = min(u1, len(merged))
             values = self.backward(merged, coefficients, grad, argmax)[u0:u1]
             rows = merged.indices[u0:u1]
             return self.prepare_apply(rec, slots, rows, values, optimizer, step, lr)
-        entries = self._entry_args(merged.positions, coefficients)
+        entries = self._entry_args(merged.all_positions, coefficients, merged.all_bags)
+        sums = self._hot_sums(merged.hot, merged.all_starts, entries, None, grad)
+        segments = (merged.num, merged.hot.starts, sums, merged.all_starts)
         return self._prepare(
-            rec, slots, merged.indices, u0, u1 - u0, merged.starts, entries, grad,
+            rec, slots, merged.all_indices, u0, u1 - u0, segments, entries, grad,
             optimizer, step, lr,
         )  # fmt: skip
 
@@ -379,32 +298,36 @@ class DeviceOps:
         starts = self.memory.work("places", num + 1, np.int64)
         self.memory.each(_records.count_cuda(), num + 1, starts)
         entries = self._entry_args(None, Coefficients(None, None, None))
+        no_sums = self._one.reshape((1, 1))
+        segments = (self._many, self._zero, no_sums, starts)
         return self._prepare(
-            rec, slots, indices, 0, num, starts, entries, values, optimizer, step, lr
+            rec, slots, indices, 0, num, segments, entries, values, optimizer, step, lr
         )
 
     def _prepare(
-        self, rec: Records, slots: Any, indices: Any, u0: int, num: int, starts: Any,
+        self, rec: Records, slots: Any, indices: Any, u0: int, num: int, segments: tuple[Any, ...],
         entries: tuple[Any, ...], grad: Any, optimizer: Optimizer, step: int, lr: float,
     ) -> Callable[[], None]:  # fmt: skip
         scalars = tuple(optimizer.scalars(step, lr))
-        hot_starts, sums = self._hot_sums(starts, u0, num, entries, None, grad)
         args = (
-            rec.records, rec.words, rec.flags, slots, indices, u0, hot_starts, sums, starts,
+            rec.records, rec.words, rec.flags, slots, indices, u0, num, *segments,
             *entries, grad, scalars, *rec.init_args,
         )  # fmt: skip
         name, dim = optimizer.name, rec.dim
         shape = row_shape(dim)
-        blocks = shape.blocks(num)
+        blocks, threads = shape.blocks(num), shape.threads
         if optimizer.clip_norm is None and not name.startswith("row_wise"):
             kernel = _update.update_columns_cuda(dim, name)
+            if threads > _update.COLUMN_THREADS:
+                blocks *= threads // _update.COLUMN_THREADS
+                threads = _update.COLUMN_THREADS
         else:
             kernel, scratch = _update.update_rows_cuda(dim, name), self._one
             if dim > _update.SHARED_COLUMNS:
                 blocks = max(1, min(blocks, _SCRATCH_BYTES // (4 * dim * shape.groups)))
                 scratch = self.memory.work("gradients", blocks * shape.groups * dim, np.float32)
             args = (*args, scratch)
-        return lambda: self.memory.launch(kernel, blocks, shape.threads, *args)
+        return lambda: self.memory.launch(kernel, blocks, threads, *args)
 
     # ---- gradient of per_sample_weights ---------------------------------------------------------
 

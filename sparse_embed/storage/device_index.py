@@ -45,6 +45,8 @@ class DeviceIndexedSlots(Slots):
     kind = "indexed"
     records: Any
     flags: Any
+    view: Any = None  # as DeviceIdentitySlots'
+    complete = False
 
     def __init__(
         self,
@@ -354,6 +356,7 @@ class DeviceIndexedSlots(Slots):
     def release(self) -> None:
         self._beside.join()
         self._budget.give(self._size * (self._layout.record_bytes + _SLOT_BYTES))
+        self.view = None
         self.records = self.flags = self._owners = self._stamps = self._seen = None
         self._keys = self._places = None
         del self._moving

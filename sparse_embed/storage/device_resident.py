@@ -39,6 +39,7 @@ class DeviceIdentitySlots(Slots):
 
     records: Any
     flags: Any
+    view: Any = None  # what kernels are given of them, kept by those who start kernels
 
     def __init__(
         self,
@@ -76,6 +77,11 @@ class DeviceIdentitySlots(Slots):
         return self._rows
 
     # ---- bringing rows in -----------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row of the table is here."""
+        return self._all_present
 
     def bring(self, rows: Any, padding_idx: int) -> Any:
         """Bring in the rows of a batch that lies on the device (repeats allowed); their slots."""
@@ -180,7 +186,7 @@ class DeviceIdentitySlots(Slots):
     def release(self) -> None:
         self._beside.join()
         self._budget.give(self.bytes_needed(self._layout))
-        self.records = self.flags = None
+        self.records = self.flags = self.view = None
         del self._moving
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from numba import types
 
+from sparse_embed.kernels import plan
 from sparse_embed.kernels.cuda import (
     backward,
     batches,
@@ -56,8 +57,8 @@ ENTRIES = (I1, I1, F1, F1, STEPS)
 def _of_dim(dim: int) -> list[Entry]:
     found = [
         ("initialize", lookup.initialize_cuda(dim), (I1, *INIT, F2)),
-        ("gather", lookup.gather_cuda(dim), (F2, W2, I1, I1, i8, *INIT, F2)),
-        ("pool", lookup.pool_cuda(dim), (F2, W2, I1, I1, I1, F1, i8, i8, i8, *INIT, F2)),
+        ("gather", lookup.gather_cuda(dim), (F2, W2, I1, I1, i8, I1, *INIT, F2)),
+        ("pool", lookup.pool_cuda(dim), (F2, W2, I1, I1, I1, F1, i8, i8, i8, I1, *INIT, F2)),
         ("max_positions", lookup.max_positions_cuda(dim), (F2, W2, I1, I1, I1, i8, *INIT, I2)),
         ("dots", dots.dots_cuda(dim), (F2, W2, I1, I1, F2, I1, i8, i8, *INIT, F1)),
         ("norms", topk.norms_cuda(dim), (F2, F1)),
@@ -80,15 +81,15 @@ def _of_dim(dim: int) -> list[Entry]:
             (
                 f"hot_sums{'_max' * winners}",
                 backward.hot_sums_cuda(dim, winners),
-                (I1, I1, i8, I1, *ENTRIES, I2, F2, F2),
+                (I1, I1, I1, I1, *ENTRIES, I2, F2, F2),
             ),
             (
                 f"backward{'_max' * winners}",
                 backward.backward_cuda(dim, winners),
-                (I1, F2, I1, *ENTRIES, I2, F2, F2),
+                (I1, F2, I1, I1, *ENTRIES, I2, F2, F2),
             ),
         ]
-    step = (F2, W2, B1, I1, I1, i8, I1, F2, I1, *ENTRIES, F2, SCALARS, *INIT)
+    step = (F2, W2, B1, I1, I1, i8, i8, I1, I1, F2, I1, *ENTRIES, F2, SCALARS, *INIT)
     for name in update.NAMES:
         if not name.startswith("row_wise"):
             found.append((f"columns_{name}", update.update_columns_cuda(dim, name), step))
@@ -98,21 +99,26 @@ def _of_dim(dim: int) -> list[Entry]:
 
 def _of_any_dim() -> list[Entry]:
     found = [
-        ("survey", batches.survey_cuda(), (I1, i8, i8, flag, I1, I1)),
+        ("survey", batches.survey_cuda(), (I1, i8, i8, flag, I1, flag, I1)),
         ("bag_ids", batches.bag_ids_cuda(), (I1, I1)),
         ("bag_scales", batches.bag_scales_cuda(), (I1, I1, F1, i8, i8, i8, F1)),
         ("dropout_scale", batches.dropout_scale_cuda(), (u8, u8, u8, f4, F1)),
         ("scan", merge.scan_cuda(), (I1, I1)),
         ("sum_tiles", merge.sum_tiles_cuda(), (I1, I1)),
         ("scan_tiles", merge.scan_tiles_cuda(), (I1, I1)),
-        ("make_words", merge.make_words_cuda(), (I1, i8, i8, U1)),
-        ("count_digits", merge.count_digits_cuda(), (U1, i8, I1)),
-        ("scatter_digits", merge.scatter_digits_cuda(), (U1, i8, I1, U1)),
-        ("count_heads", merge.count_heads_cuda(), (U1, i8, I1)),
-        ("write_segments", merge.write_segments_cuda(), (U1, i8, I1, I1, I1, I1, I1)),
+        ("count_digits", merge.count_digits_cuda(False), (U1, i8, i8, i8, I1)),
+        ("count_digits_first", merge.count_digits_cuda(True), (I1, i8, i8, i8, I1)),
+        ("scan_digits", merge.scan_digits_cuda(), (I1, i8, I1)),
+        ("scatter_digits", merge.scatter_digits_cuda(False), (U1, i8, i8, i8, I1, I1, U1)),
+        ("scatter_digits_first", merge.scatter_digits_cuda(True), (I1, i8, i8, i8, I1, I1, U1)),
+        ("count_heads", merge.count_heads_cuda(), (U1, i8, u8, I1, I1)),
+        (
+            "write_segments",
+            merge.write_segments_cuda(backward.HOT, plan.BLOCK),
+            (U1, i8, u8, I1, I1, I1, I1, I1, I1, I1, I1, I1, flag, I1, I1),
+        ),
         ("count_flagged", merge.count_flagged_cuda(), (B1, i8, u1, flag, I1)),
         ("write_flagged", merge.write_flagged_cuda(), (B1, i8, u1, flag, I1, I1)),
-        ("count_hot", backward.count_hot_cuda(), (I1, i8, I1)),
         ("weights_grad", dots.weights_grad_cuda(), (F1, I1, I1, F1, i8, i8, i8, F1)),
         ("merge_top_k", topk.merge_top_k_cuda(), (F2, I1, flag, I2, F2, I2, F2)),
         ("gather_records", records.gather_records_cuda(), (F2, I1, F2)),

@@ -45,11 +45,11 @@ def instructions(ptx: str) -> list[str]:
     return [line for line in lines if re.match(r"(@!?%p\d+ )?[a-z]+[a-z0-9_.]*\s", line)]
 
 
-def assemble(ptx: str, architecture: str) -> dict[str, int]:
+def assemble(ptx: str, architecture: str, registers: int = 255) -> dict[str, int]:
     """What ptxas says of a kernel's machine code: registers, bytes of stack and of spills."""
     from cuda.bindings import nvjitlink
 
-    options = [f"-arch=sm_{architecture}", "-verbose"]
+    options = [f"-arch=sm_{architecture}", "-verbose", f"-maxrregcount={registers}"]
     handle = nvjitlink.create(len(options), options)
     try:
         source = ptx.encode()

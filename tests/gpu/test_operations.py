@@ -174,10 +174,11 @@ def test_survey(run):
     indices = np.array([3, -1, 7, 10, -5, 2**40, 9, -1])
     offsets = np.array([0, 4, 3, 8])
     up = run.memory.upload
-    found = run.survey(up(indices), 10, -1, up(offsets))
-    assert found == (3, 9, 2, 1, 0, 8)
-    found = run.survey(up(indices), 10, None)
-    assert found[:4] == (5, 9, 0, 0)
+    found, read = run.survey(up(indices), 10, -1, up(offsets))
+    assert read() == (3, 10, 2, 1, 0, 0)
+    assert tuple(run.memory.download(found)) == read()
+    assert run.survey(up(indices[:5]), 10, None, up(offsets))[1]() == (3, 8, 0, 1, 0, 3)
+    assert run.survey(up(indices), 10, None)[1]() == (5, 10, 0, 0, 0, 0)
 
 
 # ---- backward, update, apply -------------------------------------------------------------------

@@ -49,7 +49,9 @@ def _check(entry):
         ):
             assert count(r"ld\.global\.v4\.f32"), "no 16-byte loads"
             assert count(r"st\.global\.v4\.f32"), "no 16-byte stores"
-        code = ptx.assemble(source, architecture)
+        threads, blocks = entry.kernel.targetoptions["launch_bounds"] or (256, 1)
+        most = min(255, 65536 // (threads * blocks) // 8 * 8)
+        code = ptx.assemble(source, architecture, most)
         threads = 1024 if entry.name == "scan" else 256
         assert code["registers"] * threads <= 65536, code
         assert code["spills"] == 0, code

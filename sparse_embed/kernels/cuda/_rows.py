@@ -64,8 +64,12 @@ class RowShape(NamedTuple):
         return self.threads // self.lanes
 
     def blocks(self, rows: int) -> int:
-        """Blocks of a grid for this many rows."""
+        """Blocks of a grid for this many rows; groups go on in strides of the grid."""
         return blocks_for(rows, self.groups)
+
+    def many_blocks(self, rows: int) -> int:
+        """As `blocks`, a group a row as far as that goes: the card deals out the work."""
+        return min(-(-rows // self.groups), 2 if SIMULATED else 1 << 30)
 
 
 @functools.cache

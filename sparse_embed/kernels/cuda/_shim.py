@@ -5,8 +5,11 @@ simulator (NUMBA_ENABLE_CUDASIM=1) too.  What differs is levelled here:
 
     cuda_kernel        `cuda.jit` without contraction of a * b + c to fma: no public option says
                        so, hence one NVVM option is added while a kernel of ours is compiled
+    word_at            the bits of a row's first float
     load4, store4      16-byte accesses (`ld.global.v4.f32`); one by one in the simulator
+    ask_for            prefetches a place; nothing in the simulator
     sync_lanes(mask)   __syncwarp; in the simulator, where a block is one group, its syncthreads
+    ballot_lanes       the votes of a warp; in the simulator a warp is one thread
     open_card          memory, copies and launches: `_driver`, or `_simulated`
 
 Square roots and divisions are NVVM's default, correctly rounded, as on the CPU.
@@ -21,6 +24,7 @@ import threading
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import cuda, types
 from numba.core import cgutils
@@ -36,8 +40,10 @@ THREADS = 4 if SIMULATED else 256
 """Threads of a block."""
 ITEMS = 16 if SIMULATED else 8
 """Entries of a thread in sorts and scans, consecutive ones."""
-IN_FLIGHT = 4
-"""Rows that a group of lanes has asked for before it adds the first."""
+LANES = 1 if SIMULATED else WARP
+"""Lanes that `ballot_lanes` asks: a warp, of one thread in the simulator."""
+IN_FLIGHT = 3
+"""Gradients that a group of lanes has asked for before it adds the first."""
 BLOCKS = 2 if SIMULATED else 132 * 16
 """Blocks of a grid at the most; kernels go on in strides of the grid."""
 
@@ -64,6 +70,20 @@ if SIMULATED:
         """All lanes of the group have come here, and see each other's stores."""
         threading.current_thread().syncthreads()
 
+    def word_at(matrix, row):
+        """The bits of a row's first float."""
+        return matrix[row, 0].view(np.uint32)
+
+    def ask_for(matrix, row, column):
+        """The numbers there will be wanted soon."""
+
+    def ballot_lanes(flag):
+        """The lanes of the warp that say yes, as bits."""
+        return np.uint32(1 if flag else 0)
+
+    def sync_warp():
+        """All lanes of the warp have come here, and see each other's stores."""
+
 else:
 
     def _pointer(context, builder, array_type, array, row, column):
@@ -86,6 +106,17 @@ else:
         return signature, codegen
 
     @intrinsic
+    def word_at(typing_context, matrix, row):
+        """The bits of a row's first float; its address is the row's."""
+        signature = types.uint32(matrix, types.int64)
+
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(context, builder, sig.args[0], *args, ir.IntType(64)(0))
+            return builder.load(builder.bitcast(pointer, ir.IntType(32).as_pointer()), align=4)
+
+        return signature, codegen
+
+    @intrinsic
     def store4(typing_context, matrix, row, column, a, b, c, d):
         """Four floats to a 16-byte boundary."""
         f4 = types.float32
@@ -101,10 +132,35 @@ else:
 
         return signature, codegen
 
+    @intrinsic
+    def ask_for(typing_context, matrix, row, column):
+        """The numbers there will be wanted soon: into the L2 cache with them."""
+        signature = types.void(matrix, types.int64, types.int64)
+
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(context, builder, sig.args[0], *args)
+            word = ir.IntType(64)
+            kind = ir.FunctionType(ir.VoidType(), [word])
+            prefetch = ir.InlineAsm(kind, "prefetch.global.L2 [$0];", "l", side_effect=True)
+            builder.call(prefetch, [builder.ptrtoint(pointer, word)])
+            return context.get_dummy_value()
+
+        return signature, codegen
+
     @device_function
     def sync_lanes(mask):
         """All lanes of the group have come here, and see each other's stores."""
         cuda.syncwarp(mask)
+
+    @device_function
+    def ballot_lanes(flag):
+        """The lanes of the warp that say yes, as bits."""
+        return np.uint32(cuda.ballot_sync(0xFFFFFFFF, flag))
+
+    @device_function
+    def sync_warp():
+        """All lanes of the warp have come here, and see each other's stores."""
+        cuda.syncwarp(0xFFFFFFFF)
 
 
 @contextlib.contextmanager
@@ -136,15 +192,20 @@ def without_contraction():
             nvvm.compile_ir = compile_ir
 
 
-def cuda_kernel(function: Any) -> Any:
+def cuda_kernel(function: Any, resident: int = 1) -> Any:
     """A kernel, compiled when it is first launched, by `Card.launch`.
+
+    resident: blocks of THREADS that a multiprocessor shall hold at a time, which limits registers.
 
     Refuses nothing at import: without a driver the first launch fails.
     """
     if SIMULATED:
         return cuda.jit(function)
     options: dict[str, Any] = {"cache": True}
-    if "lto" in inspect.signature(cuda.jit).parameters:
+    known = inspect.signature(cuda.jit).parameters
+    if resident > 1 and "launch_bounds" in known:
+        options["launch_bounds"] = (THREADS, resident)
+    if "lto" in known:
         options["lto"] = False  # the linker would generate the code, and contract
     if "digest" not in function.__code__.co_freevars:
         raise TypeError(f"{function.__qualname__} must close over `digest`: see kernels/_jit.py")

@@ -69,7 +69,7 @@ class Card:
     def synchronize(self, _stream: int) -> None:
         """Everything is done."""
 
-    def adopt(self, value: Any, _stream: int) -> Any:
+    def adopt(self, value: Any, _interface: Any, _stream: int) -> Any:
         """An array of the simulator."""
         return cuda.as_cuda_array(value)
 

@@ -13,7 +13,7 @@ import functools
 import numba
 import numpy as np
 
-from sparse_embed.kernels._jit import DIGEST
+from sparse_embed.kernels._jit import DIGEST, device_function
 from sparse_embed.kernels.cuda._rows import (
     VIRGIN,
     first_weight,
@@ -22,11 +22,14 @@ from sparse_embed.kernels.cuda._rows import (
     row_shape,
     store_tile,
 )
-from sparse_embed.kernels.cuda._shim import IN_FLIGHT, cuda, cuda_kernel
+from sparse_embed.kernels.cuda._shim import cuda, cuda_kernel, word_at
+from sparse_embed.kernels.cuda.batches import is_wrong
 from sparse_embed.kernels.initialize import row_key
 from sparse_embed.kernels.lookup import MAX, MEAN, bag_scale
 
+POOLED = 4
 _ZERO = np.float32(0)
+_ONE = np.float32(1)
 
 
 @functools.cache
@@ -51,8 +54,12 @@ def gather_cuda(dim: int):
     digest = DIGEST
 
     @cuda_kernel
-    def gather(records, words, slots, indices, padding_idx, seed, init_kind, init_param, out):
+    def gather(
+        records, words, slots, indices, padding_idx, found, seed, init_kind, init_param, out
+    ):
         _ = digest
+        if is_wrong(found):
+            return
         values = cuda.local.array(width, numba.float32)
         lane = cuda.grid(1) % lanes
         for k in range(cuda.grid(1) // lanes, indices.shape[0], cuda.gridsize(1) // lanes):
@@ -77,23 +84,39 @@ def gather_cuda(dim: int):
     return gather
 
 
+@device_function
+def add_row(total, values, at, width, w, mode, none):
+    """total = total + w * values[at:], or their maximum; `none`: nothing is in total yet."""
+    for x in range(width):
+        value = values[at + x]
+        if mode != MAX:
+            total[x] = total[x] + w * value
+        elif none or value > total[x]:
+            total[x] = value
+
+
 @functools.cache
 def pool_cuda(dim: int):
     _, vec, lanes, chunks = row_shape(dim)
     width, tile = vec * chunks, vec * chunks * lanes
-    staged = IN_FLIGHT * width
+    staged = POOLED * width
     digest = DIGEST
 
-    @cuda_kernel
+    @functools.partial(cuda_kernel, resident=3 if vec == 4 else 1)
     def pool(
-        records, words, slots, indices, offsets, weights, weight_step, mode, padding_idx,
+        records, words, slots, indices, offsets, weights, weight_step, mode, padding_idx, found,
         seed, init_kind, init_param, out,
     ):  # fmt: skip
         _ = digest
+        if is_wrong(found):
+            return
         stage = cuda.local.array(staged, numba.float32)
+        one = cuda.local.array(width, numba.float32)
         total = cuda.local.array(width, numba.float32)
-        virgin = cuda.local.array(IN_FLIGHT, numba.uint32)
+        rows = cuda.local.array(POOLED, numba.int64)
+        places = cuda.local.array(POOLED, numba.int64)
         lane = cuda.grid(1) % lanes
+        plain = mode != MAX and weight_step == 0
         for b in range(cuda.grid(1) // lanes, out.shape[0], cuda.gridsize(1) // lanes):
             begin, end = offsets[b], offsets[b + 1]
             for first in range(0, dim, tile):
@@ -101,32 +124,50 @@ def pool_cuda(dim: int):
                     total[x] = _ZERO
                 denominator = _ZERO
                 none = True
-                for k in range(begin, end, IN_FLIGHT):
-                    for j in range(IN_FLIGHT):
-                        if k + j < end and indices[k + j] != padding_idx:
-                            slot = slots[k + j]
-                            virgin[j] = words[slot, 0]
-                            load_tile(
-                                stage, j * width, records, slot, 0,
-                                first, lane, lanes, vec, chunks, dim,
-                            )  # fmt: skip
-                    for j in range(IN_FLIGHT):
-                        if k + j < end and indices[k + j] != padding_idx:
-                            if virgin[j] == VIRGIN:
-                                init_tile(
-                                    stage, j * width, indices[k + j],
+                for k in range(begin, end, POOLED):
+                    # Without branches, or one row would be asked for after the other has come:
+                    # beyond the end the last position stands again, at padding any slot.
+                    for j in range(POOLED):
+                        at = np.uint64(min(k + j, end - 1))
+                        rows[j] = indices[at]
+                        places[j] = slots[at]
+                    virgins = False
+                    for j in range(POOLED):
+                        place = np.int64(0) if rows[j] == padding_idx else places[j]
+                        load_tile(
+                            stage, j * width, records, place, 0,
+                            first, lane, lanes, vec, chunks, dim,
+                        )  # fmt: skip
+                        virgins = virgins | (word_at(records, place) == VIRGIN)
+                    if virgins:  # one at a time: first weights take many registers
+                        for i in range(k, min(k + POOLED, end)):
+                            if indices[i] != padding_idx:
+                                load_tile(
+                                    one, 0, records, slots[i], 0,
                                     first, lane, lanes, vec, chunks, dim,
-                                    seed, init_kind, init_param,
                                 )  # fmt: skip
-                            w = weights[(k + j) * weight_step]
-                            denominator += w if mode == MEAN else w * w
-                            for x in range(width):
-                                value = stage[j * width + x]
-                                if mode != MAX:
-                                    total[x] = total[x] + w * value
-                                elif none or value > total[x]:
-                                    total[x] = value
-                            none = False
+                                if words[slots[i], 0] == VIRGIN:
+                                    init_tile(
+                                        one, 0, indices[i], first, lane, lanes, vec, chunks, dim,
+                                        seed, init_kind, init_param,
+                                    )  # fmt: skip
+                                w = weights[i] if weight_step else _ONE
+                                denominator += w if mode == MEAN else w * w
+                                add_row(total, one, 0, width, w, mode, none)
+                                none = False
+                    elif plain:
+                        for j in range(POOLED):
+                            if k + j < end and rows[j] != padding_idx:
+                                denominator += _ONE
+                                for x in range(width):
+                                    total[x] = total[x] + stage[j * width + x]
+                    else:
+                        for j in range(POOLED):
+                            if k + j < end and rows[j] != padding_idx:
+                                w = weights[k + j] if weight_step else _ONE
+                                denominator += w if mode == MEAN else w * w
+                                add_row(total, stage, j * width, width, w, mode, none)
+                                none = False
                 scale = bag_scale(denominator, mode)
                 for x in range(width):
                     total[x] = scale * total[x]

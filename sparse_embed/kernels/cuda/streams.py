@@ -11,7 +11,7 @@ _NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 
 
 def _driver() -> Any:
-    from sparse_embed.kernels.cuda import _driver as calls
+    from sparse_embed.kernels.cuda import _calls as calls
 
     return calls.driver()
 

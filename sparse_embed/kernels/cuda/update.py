@@ -4,9 +4,11 @@
     update_rows      what needs a sum over the columns (row-wise states, clip_norm): the gradient
                      of a row is kept in shared memory, in `scratch` beyond D = 1024
 
-Shapes   words (S, W) u4: the bits of records · scalars: nine f4, the places of `update` · slots,
-         indices (n,) i8, starts (u0+n+1,) i8 · hot_starts (n,) i8 and block_sums as in `backward`
-         scratch (groups of the grid * D,) f4, or (1,)
+Shapes   words (S, W) u4: the bits of records · scalars: nine f4, the places of `update` · slots
+         (n,) i8 of the unique rows [u0, u0 + limit), as far as there are so many · others as in
+         `backward` · scratch (groups of the grid * D,) f4, or (1,)
+How      what is known of the next row, and the record of this one, are asked for before the
+         gradient is added, so that a row costs one wait for memory and not six in a row
 Virgin   every lane of a group has looked before one of them stores
 """
 
@@ -30,7 +32,16 @@ from sparse_embed.kernels.cuda._rows import (
     row_shape,
     store_tile,
 )
-from sparse_embed.kernels.cuda._shim import IN_FLIGHT, cuda, cuda_kernel, sync_lanes
+from sparse_embed.kernels.cuda._shim import (
+    IN_FLIGHT,
+    SIMULATED,
+    THREADS,
+    ask_for,
+    cuda,
+    cuda_kernel,
+    sync_lanes,
+    word_at,
+)
 from sparse_embed.kernels.cuda.backward import HOT, sum_entries
 from sparse_embed.kernels.cuda.reduce import group_sum_of_squares
 from sparse_embed.kernels.plan import BLOCK
@@ -39,6 +50,8 @@ from sparse_embed.kernels.update import CLIP_NORM, CLIP_VALUE, FILL
 
 NAMES = ("sgd", "adagrad", "lazy_adam", "row_wise_adagrad", "row_wise_adam")
 SHARED_COLUMNS = 1024
+COLUMN_THREADS = THREADS if SIMULATED else 128
+"""Threads of a block of `update_columns`: five such fit a multiprocessor, of 256 only two."""
 _DIRTY = np.uint8(1)
 _ZERO = np.float32(0)
 _INFINITY = np.float32(np.inf)
@@ -58,16 +71,31 @@ def written(w, column):
 
 
 @device_function
+def row_count(num, u0, limit):
+    """Rows of [u0, u0 + limit) that there are."""
+    rest = num[0] - u0
+    return limit if limit < rest else rest
+
+
+@device_function
+def segment_of(slots, starts, u, u0, count):
+    """The slot of unique row u0 + u, where its entries begin and end."""
+    if u < count:
+        at = np.uint64(u0 + u)
+        return slots[np.uint64(u)], starts[at], starts[at + np.uint64(1)]
+    return np.int64(0), np.int64(0), np.int64(0)
+
+
+@device_function
 def sum_tile(
-    total, block, stage, share, u, u0, hot_starts, block_sums, starts,
-    positions, bag_ids, weights, scale, steps, grad, first, lane, lanes, vec, chunks, dim,
+    total, block, stage, share, ids, u, begin, end, hot_starts, block_sums,
+    positions, bags, weights, scale, steps, grad, first, lane, lanes, vec, chunks, dim,
 ):  # fmt: skip
-    """total = this lane's columns of the gradient of segment u0 + u."""
-    begin, end = starts[u0 + u], starts[u0 + u + 1]
+    """total = this lane's columns of the gradient of segment u, entries [begin, end)."""
     for x in range(vec * chunks):
         total[x] = _ZERO
     hot = end - begin > HOT
-    h = hot_starts[u]
+    h = hot_starts[u] if hot else np.int64(0)
     for start in range(begin, end, BLOCK):
         if hot:
             load_tile(block, 0, block_sums, h, 0, first, lane, lanes, vec, chunks, dim)
@@ -75,7 +103,7 @@ def sum_tile(
         else:
             stop = start + BLOCK if start + BLOCK < end else end
             sum_entries(
-                block, stage, share, start, stop, positions, bag_ids, weights,
+                block, stage, share, ids, start, stop, positions, bags, weights,
                 scale, steps, grad, first, lane, lanes, vec, chunks, dim,
             )  # fmt: skip
         for x in range(vec * chunks):
@@ -88,29 +116,46 @@ def update_columns_cuda(dim: int, name: str):
     width, tile = vec * chunks, vec * chunks * lanes
     staged = IN_FLIGHT * width
     has_first, has_second = name != "sgd", name == "lazy_adam"
+    parts = 1 + has_first + has_second
     is_sgd, is_adagrad = name == "sgd", name == "adagrad"
     digest = DIGEST
 
     @cuda_kernel
     def update_columns(
-        records, words, flags, slots, indices, u0, hot_starts, block_sums, starts,
-        positions, bag_ids, weights, scale, steps, grad, scalars, seed, init_kind, init_param,
+        records, words, flags, slots, indices, u0, limit, num, hot_starts, block_sums, starts,
+        positions, bags, weights, scale, steps, grad, scalars, seed, init_kind, init_param,
     ):  # fmt: skip
         _ = digest
         g = cuda.local.array(width, numba.float32)
         block = cuda.local.array(width, numba.float32)
         stage = cuda.local.array(staged, numba.float32)
         share = cuda.local.array(IN_FLIGHT, numba.float32)
+        ids = cuda.local.array(IN_FLIGHT, numba.int64)
         w = cuda.local.array(width, numba.float32)
         m = cuda.local.array(width, numba.float32)
         v = cuda.local.array(width, numba.float32)
         lane = cuda.grid(1) % lanes
         mask = group_mask(cuda.threadIdx.x, lanes)
-        for u in range(cuda.grid(1) // lanes, slots.shape[0], cuda.gridsize(1) // lanes):
-            slot = slots[u]
-            virgin = words[slot, 0] == VIRGIN
-            sync_lanes(mask)
+        stride = cuda.gridsize(1) // lanes
+        count = row_count(num, u0, limit)
+        u = np.int64(cuda.grid(1) // lanes)
+        slot, begin, end = segment_of(slots, starts, u, u0, count)
+        while u < count:
+            ahead = u + stride
+            next_slot, next_begin, next_end = segment_of(slots, starts, ahead, u0, count)
+            virgin = word_at(records, slot) == VIRGIN
+            flag = flags[np.uint64(slot)]
             for first in range(0, dim, tile):
+                load_tile(w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                if has_first:
+                    load_tile(m, 0, records, slot, dim, first, lane, lanes, vec, chunks, dim)
+                if has_second:
+                    load_tile(v, 0, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim)
+                sum_tile(
+                    g, block, stage, share, ids, u0 + u, begin, end, hot_starts, block_sums,
+                    positions, bags, weights, scale, steps, grad,
+                    first, lane, lanes, vec, chunks, dim,
+                )  # fmt: skip
                 if virgin:
                     init_tile(
                         w, 0, indices[u0 + u], first, lane, lanes, vec, chunks, dim,
@@ -119,19 +164,6 @@ def update_columns_cuda(dim: int, name: str):
                     for x in range(width):
                         m[x] = scalars[FILL]
                         v[x] = scalars[FILL]
-                else:
-                    load_tile(w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
-                    if has_first:
-                        load_tile(m, 0, records, slot, dim, first, lane, lanes, vec, chunks, dim)
-                    if has_second:
-                        load_tile(
-                            v, 0, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim
-                        )
-                sum_tile(
-                    g, block, stage, share, u, u0, hot_starts, block_sums, starts,
-                    positions, bag_ids, weights, scale, steps, grad,
-                    first, lane, lanes, vec, chunks, dim,
-                )  # fmt: skip
                 for c in range(chunks):
                     for x in range(c * vec, (c + 1) * vec):
                         column = first + (c * lanes + lane) * vec + (x - c * vec)
@@ -148,13 +180,19 @@ def update_columns_cuda(dim: int, name: str):
                                 w[x], m[x], v[x], scalars[0], scalars[1], scalars[2], scalars[3]
                             )
                         w[x] = written(weight, column)
+                if first == 0:
+                    sync_lanes(mask)
                 store_tile(w, records, slot, 0, first, lane, lanes, vec, chunks, dim)
                 if has_first:
                     store_tile(m, records, slot, dim, first, lane, lanes, vec, chunks, dim)
                 if has_second:
                     store_tile(v, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim)
             if lane == 0:
-                flags[slot] = flags[slot] | _DIRTY
+                flags[np.uint64(slot)] = flag | _DIRTY
+            if vec == 4:  # the next record, while this one is on its way out
+                for part in range(parts):
+                    ask_for(records, next_slot, part * dim + min(lane * 4, dim - 4))
+            u, slot, begin, end = ahead, next_slot, next_begin, next_end
 
     return update_columns
 
@@ -175,8 +213,8 @@ def update_rows_cuda(dim: int, name: str):
 
     @cuda_kernel
     def update_rows(
-        records, words, flags, slots, indices, u0, hot_starts, block_sums, starts,
-        positions, bag_ids, weights, scale, steps, grad, scalars, seed, init_kind, init_param,
+        records, words, flags, slots, indices, u0, limit, num, hot_starts, block_sums, starts,
+        positions, bags, weights, scale, steps, grad, scalars, seed, init_kind, init_param,
         scratch,
     ):  # fmt: skip
         _ = digest
@@ -187,6 +225,7 @@ def update_rows_cuda(dim: int, name: str):
         block = cuda.local.array(width, numba.float32)
         stage = cuda.local.array(staged, numba.float32)
         share = cuda.local.array(IN_FLIGHT, numba.float32)
+        ids = cuda.local.array(IN_FLIGHT, numba.int64)
         w = cuda.local.array(width, numba.float32)
         m = cuda.local.array(width, numba.float32)
         v = cuda.local.array(width, numba.float32)
@@ -198,8 +237,10 @@ def update_rows_cuda(dim: int, name: str):
         if not in_shared:
             at = (cuda.grid(1) // lanes) * dim
             values = scratch
-        for u in range(cuda.grid(1) // lanes, slots.shape[0], cuda.gridsize(1) // lanes):
+        count = row_count(num, u0, limit)
+        for u in range(cuda.grid(1) // lanes, count, cuda.gridsize(1) // lanes):
             slot, row = slots[u], indices[u0 + u]
+            begin, end = starts[u0 + u], starts[u0 + u + 1]
             virgin = words[slot, 0] == VIRGIN
             state = scalars[FILL]
             if is_row_adagrad or is_row_adam:
@@ -208,8 +249,8 @@ def update_rows_cuda(dim: int, name: str):
             # The gradient of the row, clipped.
             for first in range(0, dim, tile):
                 sum_tile(
-                    g, block, stage, share, u, u0, hot_starts, block_sums, starts,
-                    positions, bag_ids, weights, scale, steps, grad,
+                    g, block, stage, share, ids, u0 + u, begin, end, hot_starts, block_sums,
+                    positions, bags, weights, scale, steps, grad,
                     first, lane, lanes, vec, chunks, dim,
                 )  # fmt: skip
                 for c in range(chunks):
