@@ -315,19 +315,16 @@ class DeviceOps(MergeOps):
         )  # fmt: skip
         name, dim = optimizer.name, rec.dim
         shape = row_shape(dim)
-        blocks, threads = shape.blocks(num), shape.threads
+        blocks = shape.blocks(num)
         if optimizer.clip_norm is None and not name.startswith("row_wise"):
             kernel = _update.update_columns_cuda(dim, name)
-            if threads > _update.COLUMN_THREADS:
-                blocks *= threads // _update.COLUMN_THREADS
-                threads = _update.COLUMN_THREADS
         else:
             kernel, scratch = _update.update_rows_cuda(dim, name), self._one
             if dim > _update.SHARED_COLUMNS:
                 blocks = max(1, min(blocks, _SCRATCH_BYTES // (4 * dim * shape.groups)))
                 scratch = self.memory.work("gradients", blocks * shape.groups * dim, np.float32)
             args = (*args, scratch)
-        return lambda: self.memory.launch(kernel, blocks, threads, *args)
+        return lambda: self.memory.launch(kernel, blocks, shape.threads, *args)
 
     # ---- gradient of per_sample_weights ---------------------------------------------------------
 

@@ -108,3 +108,74 @@ def test_memory_that_waits_is_given_back_before_an_array_is_refused(monkeypatch)
     assert fake.taken == {large.address: 4096}
     with pytest.raises(_calls.CudaCallError, match="OUT_OF_MEMORY"):
         pool.take(600, stream=0)
+
+
+class Recorder:
+    """A card, and marks in its streams, that write down what they are asked."""
+
+    def __init__(self):
+        self.asked, self.entered = [], 0
+
+    def __enter__(self):
+        self.entered += 1
+
+    def __exit__(self, *_):
+        self.entered -= 1
+
+    def after(self, stream, other):
+        self.asked.append(f"{stream} after {other}")
+
+    def record(self, stream):
+        self.asked.append(f"end of {stream}")
+
+    def hold(self, stream):
+        self.asked.append(f"{stream} after the end")
+
+    def launch(self, kernel, blocks, threads, stream, args):
+        self.asked.append(f"{kernel} on {stream}")
+        if kernel == "bad":
+            raise _calls.CudaCallError("cuLaunchKernel", 700, "CUDA_ERROR_ILLEGAL_ADDRESS")
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    from sparse_embed.device import DeviceMemory
+    from sparse_embed.kernels.cuda import _shim, streams
+
+    card = Recorder()
+    monkeypatch.setattr(_shim, "open_card", lambda index: card)
+    monkeypatch.setattr(streams, "Mark", lambda: card)
+    return DeviceMemory(0), card
+
+
+def test_work_comes_in_the_order_of_the_calls_whatever_their_streams(recorded):
+    memory, card = recorded
+    for stream in (None, 7, 7, None, 1, 8):  # 1 is the default stream by another name
+        with memory.on_stream(stream):
+            memory.launch("kernel", 1, 1)
+            assert memory.stream_handle == (None if stream in (None, 1) else stream)
+    assert card.asked == [
+        "kernel on 0",
+        "7 after 0", "kernel on 7", "end of 7",
+        "kernel on 7", "end of 7",
+        "0 after the end", "kernel on 0",
+        "kernel on 0",
+        "8 after 0", "kernel on 8", "end of 8",
+    ]  # fmt: skip
+    assert card.entered == 0
+    assert memory.stream == 0
+
+
+def test_errors_of_cuda_are_named_and_the_thread_left_as_it_was(recorded):
+    from sparse_embed.errors import DeviceError
+
+    memory, card = recorded
+    with pytest.raises(DeviceError, match=r"cuda:0: \[700\] cuLaunchKernel: CUDA_ERROR_ILLEGAL"):
+        memory.launch("bad", 1, 1)
+    with pytest.raises(DeviceError, match="ILLEGAL_ADDRESS"), memory.on_stream(7):
+        memory.launch("bad", 1, 1)
+    with pytest.raises(KeyError), memory.on_stream(7):
+        raise KeyError("not CUDA's")
+    assert card.entered == 0
+    assert memory._chosen.depth == 0
+    assert memory.stream == 0

@@ -7,7 +7,6 @@ simulator (NUMBA_ENABLE_CUDASIM=1) too.  What differs is levelled here:
                        so, hence one NVVM option is added while a kernel of ours is compiled
     word_at            the bits of a row's first float
     load4, store4      16-byte accesses (`ld.global.v4.f32`); one by one in the simulator
-    ask_for            prefetches a place; nothing in the simulator
     sync_lanes(mask)   __syncwarp; in the simulator, where a block is one group, its syncthreads
     ballot_lanes       the votes of a warp; in the simulator a warp is one thread
     open_card          memory, copies and launches: `_driver`, or `_simulated`
@@ -42,7 +41,7 @@ ITEMS = 16 if SIMULATED else 8
 """Entries of a thread in sorts and scans, consecutive ones."""
 LANES = 1 if SIMULATED else WARP
 """Lanes that `ballot_lanes` asks: a warp, of one thread in the simulator."""
-IN_FLIGHT = 3
+IN_FLIGHT = 4
 """Gradients that a group of lanes has asked for before it adds the first."""
 BLOCKS = 2 if SIMULATED else 132 * 16
 """Blocks of a grid at the most; kernels go on in strides of the grid."""
@@ -73,9 +72,6 @@ if SIMULATED:
     def word_at(matrix, row):
         """The bits of a row's first float."""
         return matrix[row, 0].view(np.uint32)
-
-    def ask_for(matrix, row, column):
-        """The numbers there will be wanted soon."""
 
     def ballot_lanes(flag):
         """The lanes of the warp that say yes, as bits."""
@@ -128,21 +124,6 @@ else:
                 vector = builder.insert_element(vector, args[3 + v], ir.IntType(32)(v))
             pointer = _pointer(context, builder, sig.args[0], *args[:3])
             builder.store(vector, pointer, align=16)
-            return context.get_dummy_value()
-
-        return signature, codegen
-
-    @intrinsic
-    def ask_for(typing_context, matrix, row, column):
-        """The numbers there will be wanted soon: into the L2 cache with them."""
-        signature = types.void(matrix, types.int64, types.int64)
-
-        def codegen(context, builder, sig, args):
-            pointer = _pointer(context, builder, sig.args[0], *args)
-            word = ir.IntType(64)
-            kind = ir.FunctionType(ir.VoidType(), [word])
-            prefetch = ir.InlineAsm(kind, "prefetch.global.L2 [$0];", "l", side_effect=True)
-            builder.call(prefetch, [builder.ptrtoint(pointer, word)])
             return context.get_dummy_value()
 
         return signature, codegen

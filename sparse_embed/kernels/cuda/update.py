@@ -32,16 +32,7 @@ from sparse_embed.kernels.cuda._rows import (
     row_shape,
     store_tile,
 )
-from sparse_embed.kernels.cuda._shim import (
-    IN_FLIGHT,
-    SIMULATED,
-    THREADS,
-    ask_for,
-    cuda,
-    cuda_kernel,
-    sync_lanes,
-    word_at,
-)
+from sparse_embed.kernels.cuda._shim import IN_FLIGHT, cuda, cuda_kernel, sync_lanes, word_at
 from sparse_embed.kernels.cuda.backward import HOT, sum_entries
 from sparse_embed.kernels.cuda.reduce import group_sum_of_squares
 from sparse_embed.kernels.plan import BLOCK
@@ -50,8 +41,6 @@ from sparse_embed.kernels.update import CLIP_NORM, CLIP_VALUE, FILL
 
 NAMES = ("sgd", "adagrad", "lazy_adam", "row_wise_adagrad", "row_wise_adam")
 SHARED_COLUMNS = 1024
-COLUMN_THREADS = THREADS if SIMULATED else 128
-"""Threads of a block of `update_columns`: five such fit a multiprocessor, of 256 only two."""
 _DIRTY = np.uint8(1)
 _ZERO = np.float32(0)
 _INFINITY = np.float32(np.inf)
@@ -116,7 +105,6 @@ def update_columns_cuda(dim: int, name: str):
     width, tile = vec * chunks, vec * chunks * lanes
     staged = IN_FLIGHT * width
     has_first, has_second = name != "sgd", name == "lazy_adam"
-    parts = 1 + has_first + has_second
     is_sgd, is_adagrad = name == "sgd", name == "adagrad"
     digest = DIGEST
 
@@ -189,9 +177,6 @@ def update_columns_cuda(dim: int, name: str):
                     store_tile(v, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim)
             if lane == 0:
                 flags[np.uint64(slot)] = flag | _DIRTY
-            if vec == 4:  # the next record, while this one is on its way out
-                for part in range(parts):
-                    ask_for(records, next_slot, part * dim + min(lane * 4, dim - 4))
             u, slot, begin, end = ahead, next_slot, next_begin, next_end
 
     return update_columns
