@@ -17,6 +17,7 @@ from sparse_embed.device_scan import launch_tiles, prefix_sums
 from sparse_embed.kernels.cuda import backward as _backward
 from sparse_embed.kernels.cuda import batches as _batches
 from sparse_embed.kernels.cuda import merge as _merge
+from sparse_embed.kernels.cuda import sort as _sort
 from sparse_embed.kernels.cuda._shim import THREADS
 from sparse_embed.kernels.plan import BLOCK
 
@@ -167,17 +168,17 @@ class MergeOps:
         self, indices: Any, padding_idx: int, key_bits: int, position_bits: int
     ) -> Any:
         memory, length = self.memory, int(indices.shape[0])
-        tiles = _merge.sort_tiles(length)
+        tiles = _sort.sort_tiles(length)
         buffers = [memory.work(name, length, np.uint64) for name in ("words", "more words")]
-        counts = memory.work("counts", _merge.DIGITS * tiles, np.int64)
-        totals = memory.work("digits", _merge.DIGITS, np.int64)
+        counts = memory.work("counts", _sort.DIGITS * tiles, np.int64)
+        totals = memory.work("digits", _sort.DIGITS, np.int64)
         source = indices
-        for shift in range(position_bits, position_bits + key_bits, _merge.DIGIT_BITS):
+        for shift in range(position_bits, position_bits + key_bits, _sort.DIGIT_BITS):
             first, target = shift == position_bits, buffers.pop(0)
             how = (source, padding_idx, position_bits, shift, counts)
-            memory.launch(_merge.count_digits_cuda(first), tiles, THREADS, *how)
-            memory.launch(_merge.scan_digits_cuda(), _merge.DIGITS, THREADS, counts, tiles, totals)
-            memory.launch(_merge.scatter_digits_cuda(first), tiles, THREADS, *how, totals, target)
+            memory.launch(_sort.count_digits_cuda(first), tiles, THREADS, *how)
+            memory.launch(_sort.scan_digits_cuda(), _sort.DIGITS, THREADS, counts, tiles, totals)
+            memory.launch(_sort.scatter_digits_cuda(first), tiles, THREADS, *how, totals, target)
             buffers += [] if first else [source]
             source = target
         return source
@@ -194,7 +195,7 @@ class MergeOps:
             memory.work("hot rows", most, np.int64), memory.work("hot bases", most, np.int64),
             memory.work("hot starts", length, np.int64), memory.work("hot", 1, np.int64),
         )  # fmt: skip
-        how = (words, position_bits, _merge.PADDING)
+        how = (words, position_bits, _sort.PADDING)
         launch_tiles(memory, _merge.count_heads_cuda(), length, *how, heads, hot.found)
         num = prefix_sums(memory, heads, "unique rows")
         launch_tiles(

@@ -2,7 +2,8 @@
 
 The house rules of `kernels` hold; besides:
 
-- `_shim` alone imports CUDA.  Nothing here compiles or asks for a driver when it is imported.
+- `_shim` imports Numba's CUDA and levels what differs; `_driver` (or `_simulated`) is the card:
+  memory, copies, launches.  Nothing compiles or asks for a driver when it is imported.
 - Part of a warp (a group of lanes) owns a row or a bag, 16 bytes a lane where D is a multiple of 4,
   and keeps several rows in flight.  `_rows` holds the shape and the loads.
 - No float atomics: a row has one owner, which adds in the contract's order.  Integer counts may be

@@ -7,6 +7,7 @@ simulator (NUMBA_ENABLE_CUDASIM=1) too.  What differs is levelled here:
                        so, hence one NVVM option is added while a kernel of ours is compiled
     word_at            the bits of a row's first float
     load4, store4      16-byte accesses (`ld.global.v4.f32`); one by one in the simulator
+    sync_block         syncthreads, for functions that kernels of other modules call
     sync_lanes(mask)   __syncwarp; in the simulator, where a block is one group, its syncthreads
     ballot_lanes       the votes of a warp; in the simulator a warp is one thread
     open_card          memory, copies and launches: `_driver`, or `_simulated`
@@ -80,6 +81,10 @@ if SIMULATED:
     def sync_warp():
         """All lanes of the warp have come here, and see each other's stores."""
 
+    def sync_block():
+        """All threads of the block have come here, and see each other's stores."""
+        threading.current_thread().syncthreads()
+
 else:
 
     def _pointer(context, builder, array_type, array, row, column):
@@ -142,6 +147,11 @@ else:
     def sync_warp():
         """All lanes of the warp have come here, and see each other's stores."""
         cuda.syncwarp(0xFFFFFFFF)
+
+    @device_function
+    def sync_block():
+        """All threads of the block have come here, and see each other's stores."""
+        cuda.syncthreads()
 
 
 @contextlib.contextmanager
