@@ -284,7 +284,7 @@ class StoreCore:
             for name, rows in taken.items():
                 self.tables[name].rows.fill(writer, rows)
 
-        staging = max(_STAGING, process_budget().total // 16)
+        staging = max(_STAGING, process_budget().total // 4)
         pending = journal.append(meta, encoded, frame_bytes, fill, wait, staging)
         return _Flight(pending, taken, state, arrays)
 
