@@ -205,8 +205,8 @@ class DeviceExecution(Execution):
         return found
 
     def _coefficients(self, batch: DeviceBatch) -> Coefficients:
-        if batch.mode in ("mean", "sqrtn"):
-            batch.check()  # bags are walked through
+        if batch.mode in ("mean", "sqrtn") or batch.num_bags == 0:
+            batch.check()  # bags are walked through, or positions have none
         return self.ops.bag_coefficients(
             batch.indices, batch.offsets, batch.weights, batch.mode or "sum", batch.padding
         )

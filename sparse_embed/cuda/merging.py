@@ -144,8 +144,9 @@ class MergeOps:
             return Merged(arrays, self._zero, self._not_hot, self.memory.number, 0)
         if key_bits + position_bits > 64:
             return self._merge_on_host(indices, padding_idx)
-        words = self._sorted_words(indices, padding_idx, key_bits, position_bits)
-        return self._segments(words, position_bits, bag_ids)
+        padding = np.uint64((1 << (key_bits + position_bits)) - 1)
+        words = self._sorted_words(indices, padding_idx, key_bits, position_bits, padding)
+        return self._segments(words, position_bits, padding, bag_ids)
 
     def _merge_on_host(self, indices: Any, padding_idx: int) -> Merged:
         """Row numbers of a table so large that key and position do not fit in 64 bits."""
@@ -165,7 +166,12 @@ class MergeOps:
         return Merged(arrays, num, hot, self.memory.number, count)
 
     def _sorted_words(
-        self, indices: Any, padding_idx: int, key_bits: int, position_bits: int
+        self,
+        indices: Any,
+        padding_idx: int,
+        key_bits: int,
+        position_bits: int,
+        padding: np.uint64,
     ) -> Any:
         memory, length = self.memory, int(indices.shape[0])
         tiles = _sort.sort_tiles(length)
@@ -175,7 +181,7 @@ class MergeOps:
         source = indices
         for shift in range(position_bits, position_bits + key_bits, _sort.DIGIT_BITS):
             first, target = shift == position_bits, buffers.pop(0)
-            how = (source, padding_idx, position_bits, shift, counts)
+            how = (source, padding_idx, position_bits, padding, shift, counts)
             memory.launch(_sort.count_digits_cuda(first), tiles, THREADS, *how)
             memory.launch(_sort.scan_digits_cuda(), _sort.DIGITS, THREADS, counts, tiles, totals)
             memory.launch(_sort.scatter_digits_cuda(first), tiles, THREADS, *how, totals, target)
@@ -183,7 +189,7 @@ class MergeOps:
             source = target
         return source
 
-    def _segments(self, words: Any, position_bits: int, bag_ids: Any) -> Merged:
+    def _segments(self, words: Any, position_bits: int, padding: np.uint64, bag_ids: Any) -> Merged:
         memory, length = self.memory, int(words.shape[0])
         bags = None if bag_ids is None else memory.work("bags of entries", length, np.int64)
         heads = memory.work("heads", _merge.num_tiles(length), np.int64)
@@ -195,7 +201,7 @@ class MergeOps:
             memory.work("hot rows", most, np.int64), memory.work("hot bases", most, np.int64),
             memory.work("hot starts", length, np.int64), memory.work("hot", 1, np.int64),
         )  # fmt: skip
-        how = (words, position_bits, _sort.PADDING)
+        how = (words, position_bits, padding)
         launch_tiles(memory, _merge.count_heads_cuda(), length, *how, heads, hot.found)
         num = prefix_sums(memory, heads, "unique rows")
         launch_tiles(

@@ -122,3 +122,30 @@ def test_asking_for_cuda_without_it_names_what_is_missing(monkeypatch):
     monkeypatch.setattr(_shim, "HAS_PACKAGE", False)
     with pytest.raises(se.MissingExtraError, match=r'pip install "sparse-embed\[cuda\]"'):
         se.EmbeddingTable.create(None, num_embeddings=2, embedding_dim=2, device="cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("wrong", [5 + 2**20, -3])
+def test_an_update_is_refused_when_its_merge_is_on_the_way_already(on_device, wrong):
+    make = {"num_embeddings": 30, "embedding_dim": 4, "optimizer": se.SGD(0.1)}
+    table = se.EmbeddingTable.create(None, device="cuda", **make)
+    grad = np.ones((2, 4), np.float32)
+    table.update(grad, np.array([5, 7]))
+    before = table.lookup(np.arange(30))
+    # Keys that agree in the bits that are sorted by, each often enough to be summed in blocks.
+    indices = np.tile([5, wrong], 600)
+    offsets = np.array([0, 700, 1200])
+    with pytest.raises(se.IndexRangeError, match="indices: 600 of 1200 are out of range"):
+        table.update(on_device(grad), on_device(indices), on_device(offsets), mode="sum")
+    with pytest.raises(se.ArgumentError, match=r"offsets: .* got 0 to 700 with 1 steps down"):
+        table.update(
+            on_device(grad), on_device(np.tile([5], 1200)), on_device(np.array([0, 1300, 700])),
+            mode="sum",
+        )  # fmt: skip
+    with pytest.raises(se.ArgumentError, match=r"offsets: .* got 0 to 0 with 0 steps down"):
+        table.update(
+            on_device(grad[:0]), on_device(indices[:1]), on_device(offsets[:1]), mode="sum"
+        )
+    assert_same_bits(table.lookup(np.arange(30)), before)
+    assert table.step == 1

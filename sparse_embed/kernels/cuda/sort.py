@@ -6,7 +6,7 @@ How      tiles by length alone.  A pass takes 8 bits: counts by digit and tile, 
          digit's, then each word goes to the place of its digit and tile plus its rank in the tile,
          which warps find by asking which lanes have the same digit: stable, and without atomics
          that have an order.  The first pass makes the words of the indices.
-Padding  is the word of all ones, which is sorted to the end
+Padding  is the word of all ones in the bits of key and position, which is sorted to the end
 Source   Satish, Harris, Garland: Designing efficient sorting algorithms for manycore GPUs, 2009;
          ranks by votes of warps: Adinets, Merrill: Onesweep, 2022
 """
@@ -34,7 +34,6 @@ DIGIT_BITS = 4 if SIMULATED else 8
 DIGITS = 1 << DIGIT_BITS
 SORT_ITEMS = 16
 SORT_TILE = np.uint64(THREADS * SORT_ITEMS)
-PADDING = np.uint64(0xFFFFFFFFFFFFFFFF)
 _WARPS = THREADS // LANES
 _COUNTERS = _WARPS * DIGITS
 _OWN_DIGITS = DIGITS // THREADS
@@ -47,11 +46,13 @@ def sort_tiles(length: int) -> int:
 
 
 @device_function
-def word_of(index, k, padding_idx, position_bits):
-    """What stands for position k of a batch."""
+def word_of(index, k, padding_idx, position_bits, padding):
+    """What stands for position k of a batch.  Only as many bits of the index as a key has: what is
+    out of range must not upset the order before somebody refuses it."""
     if index == padding_idx:
-        return PADDING
-    return (np.uint64(index) << np.uint64(position_bits)) | np.uint64(k)
+        return padding
+    low = np.uint64(position_bits)
+    return ((np.uint64(index) & (padding >> low)) << low) | np.uint64(k)
 
 
 @functools.cache
@@ -60,7 +61,7 @@ def count_digits_cuda(make: bool):
     digest = DIGEST
 
     @cuda_kernel
-    def count_digits(source, padding_idx, position_bits, shift, counts):
+    def count_digits(source, padding_idx, position_bits, padding, shift, counts):
         _ = digest
         shared = cuda.shared.array(DIGITS, numba.int32)
         thread, tile = cuda.threadIdx.x, cuda.blockIdx.x
@@ -73,7 +74,7 @@ def count_digits_cuda(make: bool):
             if k < np.uint64(source.shape[0]):
                 word = source[k]
                 if make:
-                    word = word_of(source[k], k, padding_idx, position_bits)
+                    word = word_of(source[k], k, padding_idx, position_bits, padding)
                 digit = np.int64((np.uint64(word) >> np.uint64(shift)) & _DIGIT_MASK)
                 cuda.atomic.add(shared, digit, 1)
         cuda.syncthreads()
@@ -118,7 +119,7 @@ def scatter_digits_cuda(make: bool):
     digest = DIGEST
 
     @cuda_kernel
-    def scatter_digits(source, padding_idx, position_bits, shift, counts, totals, out):
+    def scatter_digits(source, padding_idx, position_bits, padding, shift, counts, totals, out):
         _ = digest
         counters = cuda.shared.array(_COUNTERS, numba.int32)
         partial = cuda.shared.array(THREADS, numba.int64)
@@ -134,10 +135,10 @@ def scatter_digits_cuda(make: bool):
         below = np.uint32((1 << lane) - 1)
         for i in range(SORT_ITEMS):
             k = begin + np.uint64(i * LANES)
-            words[i] = PADDING
+            words[i] = padding
             if k < length:
                 if make:
-                    words[i] = word_of(source[k], k, padding_idx, position_bits)
+                    words[i] = word_of(source[k], k, padding_idx, position_bits, padding)
                 else:
                     words[i] = source[k]
         for c in range(thread, _COUNTERS, THREADS):
