@@ -248,6 +248,11 @@ def test_train_and_recommend(run, run_json, tmp_path):
     assert code == 1
     assert "'nobody'" in err
     assert run("train", "recommender", tmp_path / "taken.csv.gz", "-o", model)[0] == 1
+    other = ("train", "recommender", tmp_path / "taken.csv.gz", "-o", tmp_path / "other")
+    code, _, err = run(*other, "--device", "gpu")
+    assert code == 2
+    assert 'expected "cpu", "cuda" or "cuda:N"' in err
+    assert not (tmp_path / "other").exists()
 
 
 def test_other_objectives_hashed_users_and_resume(run, run_json, tmp_path):

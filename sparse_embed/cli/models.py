@@ -88,10 +88,12 @@ def recommender(
     with waiting("starting", as_json):
         import numpy as np
 
+        from sparse_embed.making import check_device
         from sparse_embed.recommend import Popularity, Recommender, evaluate, leave_one_out
         from sparse_embed.recommend.interactions_file import read_interactions, save_names
         from sparse_embed.recommend.loading import OBJECTIVES
 
+        check_device(device)
     with progress_bar("reading", 1, as_json) as advance:
         data = read_interactions(
             file, delimiter=delimiter, header=header, hash_users=hash_users, progress=advance

@@ -37,6 +37,7 @@ _SLOT_BYTES = 12 * _CELLS + 17  # index; flags, row number, two stamps
 _GONE = 8  # a row in so many cells may be gone before the index is made again
 _WINDOW = 1 << 16  # slots that the hand looks over at a time, at least
 _NONE = np.uint8(0)
+_NOTHING = np.empty(0, np.int64)
 
 
 class DeviceIndexedSlots(Slots):
@@ -87,6 +88,7 @@ class DeviceIndexedSlots(Slots):
         self._hand = 0
         self._gone = 0  # cells of the index that rows have left, at the most
         self._spare = np.empty(0, np.int64)  # slots below `high` that are free
+        self._guess = 0  # how many rows of the next batch may be absent
         self._memory.record(self._changed)
 
     @property
@@ -108,12 +110,11 @@ class DeviceIndexedSlots(Slots):
         self._now += 1
         self._in_hand = self._now
         slots, absent = self._find(rows, padding_idx)
-        if absent:
-            found = self._absent(absent)
-            if found.size > self._size or not self._load(found, self._now):
+        if absent.size:
+            if absent.size > self._size or not self._load(absent, self._now):
                 self._memory.record(self._changed)
                 return None
-            slots, _ = self._find(rows, padding_idx, count=False)
+            slots, _ = self._find(rows, padding_idx, again=True)
         self._memory.record(self._changed)
         return slots
 
@@ -129,29 +130,34 @@ class DeviceIndexedSlots(Slots):
                 rows = self._memory.put("rows", rows)
             self._now += 1
             _, absent = self._find(rows, padding_idx)
-            if absent:
-                self._load(self._absent(absent)[: self._size // 2], self._in_hand)
+            if absent.size:
+                self._load(absent[: self._size // 2], self._in_hand)
 
-    def _find(self, rows: Any, padding_idx: int, count: bool = True) -> tuple[Any, int]:
-        """Slots by position, and how many distinct rows are absent: see `_absent`."""
+    def _find(self, rows: Any, padding_idx: int, again: bool = False) -> tuple[Any, Int64]:
+        """Slots by position, and the distinct absent rows, ascending; `again`: there are none."""
         memory, length = self._memory, int(rows.shape[0])
         slots = memory.work("slots", length, np.int64)
         claims = memory.work("claims", 2 * length, np.int64)
         number = memory.work("absent count", 1, np.int64)
         absent = memory.work("absent", length, np.int64)
-        if count:
+        if not again:
             memory.clear(claims)
             memory.clear(number)
         memory.each(
             kernels.find_slots_cuda(), length, self._keys, self._places, rows, padding_idx,
             self._now, self._stamps, slots, claims, absent, number,
         )  # fmt: skip
-        return slots, memory.number(number) if count else 0
-
-    def _absent(self, number: int) -> Int64:
-        """The distinct absent rows of the last `_find`, ascending."""
-        found = self._memory.work("absent", number, np.int64)[:number]
-        return np.sort(self._memory.download(found))
+        if again:
+            return slots, _NOTHING
+        # As many as the last time come along with their number: one wait instead of two.
+        count = memory.read_later(number)
+        guess = min(self._guess, length)
+        found = memory.download(absent[:guess]) if guess else _NOTHING
+        missing = int(count()[0])
+        self._guess = missing + missing // 8
+        if missing > guess:
+            found = memory.download(absent[:missing])
+        return slots, np.sort(found[:missing])
 
     def _load(self, rows: Int64, kept: int) -> bool:
         """Read absent `rows` into slots of their own; False when they do not fit beside the rows

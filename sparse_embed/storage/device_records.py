@@ -21,6 +21,7 @@ Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 PIECE = 4 << 20  # bytes on their way at a time
+_BLOCK = 16  # pieces that one kernel gathers
 
 
 class Staging:
@@ -52,12 +53,17 @@ def staging_of(memory: DeviceMemory) -> Staging:
     return Staging(memory)
 
 
+@functools.cache
+def stream_beside(memory: DeviceMemory) -> int:
+    """One for all tables of a GPU: they share the buffers that are used there."""
+    return memory.new_stream()
+
+
 class Beside:
-    """A stream beside the one in use, for what the next batch needs."""
+    """The stream beside the one in use, for what a table's next batch needs."""
 
     def __init__(self, memory: DeviceMemory) -> None:
         self._memory = memory
-        self._stream: int | None = None
         self._done = Mark()
 
     def join(self) -> None:
@@ -67,9 +73,7 @@ class Beside:
     @contextmanager
     def work(self, *after: Mark) -> Iterator[None]:
         """Work on the stream beside inside, after these marks."""
-        if self._stream is None:
-            self._stream = self._memory.new_stream()
-        with self._memory.aside(self._stream):
+        with self._memory.aside(stream_beside(self._memory)):
             for mark in after:
                 self._memory.hold(mark)
             try:
@@ -103,15 +107,17 @@ class DeviceRecords:
     def send(self, slots: Int64, write: Callable[[int, int, Floats], None]) -> None:
         """write(begin, end, data) is given the records in slots[begin:end], a piece at a time."""
         memory = self.memory
-        for begin in range(0, len(slots), self._step):
-            part = slots[begin : begin + self._step]
+        for first in range(0, len(slots), _BLOCK * self._step):
+            part = slots[first : first + _BLOCK * self._step]
             data = self._buffer(part.size)
             places = self.places(part)
             memory.each(kernels.gather_records_cuda(), data.size, self.array, places, data)
-            staged, _ = self._staging.take(data.size * 4)
-            host = staged.view(np.float32).reshape(data.shape)
-            memory.download(data, host)
-            write(begin, begin + part.size, host)
+            for begin in range(0, part.size, self._step):
+                end = min(begin + self._step, part.size)
+                staged, _ = self._staging.take((end - begin) * self._lanes * 4)
+                host = staged.view(np.float32).reshape(end - begin, self._lanes)
+                memory.download(data[begin:end], host)
+                write(first + begin, first + end, host)
 
     def scatter(self, slots: Int64, data: Floats) -> None:
         """The record in slots[i] = data[i]"""

@@ -58,6 +58,7 @@ else
     for tool in "${tools[@]}"; do
         timeout 600 "$sanitizer" --tool "$tool" --error-exitcode 9 "${pytest[@]}" -x \
             -m "cuda and not slow" -k "$some" tests/gpu/test_operations.py \
+            tests/gpu/test_device_cache.py tests/gpu/test_device_recommend.py \
             >"$results/sanitizer-$tool.log" 2>&1 &
         jobs+=($!)
     done
