@@ -210,3 +210,28 @@ def test_a_lost_device_closes_the_store_at_its_last_commit(tmp_path, expected, m
     with se.EmbeddingTable.open(path) as table:
         assert table.last_commit == 2
         check(table, expected[2])
+
+
+def test_narrow_tables_are_refused_there_and_left_as_they_are(tmp_path):
+    how = {"num_embeddings": 9, "embedding_dim": DIM, "optimizer": se.SGD(0.1)}
+    for narrow in ({"dtype": "bfloat16"}, {"dtype": "float16"}, {"state_dtype": "bfloat16"}):
+        with pytest.raises(se.ArgumentError, match="on a GPU expected float32, got"):
+            se.EmbeddingTable.create(None, device="cuda", **how, **narrow)
+    path = tmp_path / "table"
+    with se.EmbeddingTable.create(path, dtype="bfloat16", **how) as table:
+        table.assign([3], np.ones((1, DIM), np.float32))
+        table.quantize("int8", tmp_path / "int8").close()
+    for where, name in ((path, "bfloat16"), (tmp_path / "int8", "int8")):
+        for opened in (se.EmbeddingTable.open, se.Store.open):
+            with pytest.raises(se.ArgumentError, match=f"expected a float32 table, got {name}"):
+                opened(where, device="cuda")
+        with se.EmbeddingTable.open(where) as table:  # nobody holds its lock
+            assert (table.lookup([3]) == 1).all()
+
+
+def test_quantized_copies_of_a_table_on_a_gpu_are_the_cpus(tmp_path):
+    with create(tmp_path / "table", "cuda") as table:
+        table.assign([3, 4], np.eye(2, DIM, dtype=np.float32))
+        with table.quantize("int8") as copy:
+            assert copy.device == "cpu"
+            assert_same_bits(copy.lookup([3, 4]), np.eye(2, DIM, dtype=np.float32))
