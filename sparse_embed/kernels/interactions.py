@@ -1,10 +1,11 @@
 """Which interactions a batch holds, in which order, and the items drawn to stand against them.
 
-Counter-based: draw number t of an epoch is a function of (epoch key, t), so neither batch size nor
-threads nor what was drawn before change anything in what is drawn.
+Counter-based: draw number t of an epoch is a function of (epoch key, t), so neither threads nor
+what was drawn before change anything in what is drawn.
 
-    order      a keyed permutation of 0..n-1 (Feistel rounds), never stored
-    negatives  Walker's alias table; an item that the user took is drawn again
+    order      a keyed permutation of 0..n-1 (Feistel rounds), never stored; or, of triplets, one of
+               each group of neighbours in every batch
+    negatives  Walker's alias table; of triplets, some neighbours share them
     taken?     one bit of a hashed filter says "no" for most items, else a binary search decides
 """
 
@@ -22,7 +23,6 @@ from sparse_embed.kernels.draws import GOLDEN, LOW_32, U32, below, mix64
 CHUNK = 256  # interactions; by size, never by threads
 
 NEGATIVE = np.uint64(0xD1B54A32D192ED03)  # sets the draw of negatives apart from the order
-ATTEMPTS = 32  # draws from the alias table before a uniform one, which cannot fail
 FILTER_BITS = 16  # of the filter, for each interaction: it errs once in 16
 U1 = np.uint64(1)
 U3 = np.uint64(3)
@@ -45,22 +45,6 @@ def permute(t, n, half_bits, key):
         t = (left << half_bits) | right
         if t < n:
             return t
-
-
-@device_function
-def skip_taken(r, columns, low, high):
-    """The r-th number (from 0) that is not among the sorted columns[low:high].
-
-    One draw is enough, even for a user who took all items but one.
-    """
-    start = low
-    while low < high:
-        middle = (low + high) >> 1
-        if columns[middle] - (middle - start) > r:
-            high = middle
-        else:
-            low = middle + 1
-    return r + (low - start)
 
 
 @device_function
@@ -158,55 +142,92 @@ def sample_pairs_cpu():
 
 
 @functools.cache
-def sample_triplets_cpu():
-    """kernel(key, start, half_bits, rows, columns, indptr, catalogue, alias, bits, shift,
-              users, items)
+def sample_even_cpu():
+    """kernel(key, batch, batches, rows, columns, users, items)
 
-    The item not taken comes from the alias table, drawn again while the user took it.
+    Interaction number k of the batch is one of the k-th `batches` neighbours among all: a batch
+    is spread evenly over the users, lies by user, and is read from front to back.  Each group of
+    neighbours goes round from a place of its own, drawn anew in each epoch.
 
-    indptr       (U+1,) i8   the users' ranges in `columns`; no user took the whole catalogue
-    catalogue    (C,) i8     item numbers
-    alias        (C,) u8     see `draw_alias`
-    bits, shift              see `filter_cpu`
-    users        (B,) i8     out
-    items        (B, 2) i8   out: taken, not taken
-    others as in `sample_pairs_cpu`
+    key             uint64     the epoch's key
+    batch, batches  int        number of the batch, from 0, and how many make up the epoch
+    rows            (n,) i4    user of each interaction, ascending
+    columns         (n,) i4    its item as a position in the catalogue
+    users           (G,) i8    out; G = ceil(n / batches), the last one is not always used
+    items           (G,) i8    out: positions in the catalogue
+
+    Returns how many are used.
+    """
+    digest = DIGEST
+
+    @cpu_kernel
+    def kernel(key, batch, batches, rows, columns, users, items):
+        _ = digest
+        groups, total = users.shape[0], columns.shape[0]
+        around = np.uint64(batches)
+        short = 0
+        for chunk in prange((groups + CHUNK - 1) // CHUNK):
+            for k in range(chunk * CHUNK, min(groups, (chunk + 1) * CHUNK)):
+                turned = np.int64(below(mix64(key + np.uint64(k) * GOLDEN), around)) + batch
+                place = k * batches + (turned if turned < batches else turned - batches)
+                if place >= total:
+                    short += 1
+                    continue
+                users[k] = rows[place]
+                items[k] = columns[place]
+        return groups - short
+
+    return kernel
+
+
+@functools.cache
+def sample_opponents_cpu():
+    """kernel(key, first_draw, starts, users, tiles, size, indptr, columns, alias, bits, shift,
+              negatives, opponents)
+
+    A tile is `size` users.  Its negatives go round among its interactions, so that those of a user
+    stand against different ones; where the user took one, the next of the tile stands in.
+
+    key, first_draw  uint64     the epoch's key; number of the batch's first draw
+    starts           (U+1,) i8  interactions [starts[u], starts[u+1]) are those of users[u]
+    users            (U,) i8
+    tiles            (T+1,) i8  tile t has the negatives [tiles[t], tiles[t+1])
+    size             int        users of a tile
+    indptr           (.,) i8    the users' ranges in `columns`
+    columns          (n,) i4    what they took: positions in the catalogue, sorted within a user
+    alias            (C,) u8    see `draw_alias`
+    bits, shift                 see `filter_cpu`
+    negatives        (M,) i8    out: positions in the catalogue
+    opponents        (B,) i8    out: which negative stands against each interaction; -1: the user
+                                took all of the tile's
     """
     digest = DIGEST
 
     @cpu_kernel
     def kernel(
-        key, start, half_bits, rows, columns, indptr, catalogue, alias, bits, shift, users, items
-    ):
+        key, first_draw, starts, users, tiles, size, indptr, columns, alias, bits, shift,
+        negatives, opponents,
+    ):  # fmt: skip
         _ = digest
-        batch = users.shape[0]
-        total = np.uint64(columns.shape[0])
-        number = np.uint64(catalogue.shape[0])
-        for chunk in prange((batch + CHUNK - 1) // CHUNK):
-            end = min(batch, (chunk + 1) * CHUNK)
-            for k in range(chunk * CHUNK, end):
-                place = np.int64(permute(start + np.uint64(k), total, half_bits, key))
-                users[k] = place
-                prefetch_read(at(first(rows), place))
-                prefetch_read(at(first(columns), place))
-            for k in range(chunk * CHUNK, end):
-                place = users[k]
-                user = np.int64(rows[place])
-                users[k] = user
-                items[k, 0] = catalogue[columns[place]]
-                random = mix64((key ^ NEGATIVE) + (start + np.uint64(k)) * GOLDEN)
-                other = draw_alias(random, number, alias)
-                low, high = indptr[user], indptr[user + 1]
-                tries = 1
-                while took(user, other, columns, low, high, bits, shift):
-                    random = mix64(random ^ NEGATIVE)
-                    if tries == ATTEMPTS:
-                        free = number - np.uint64(high - low)
-                        other = skip_taken(np.int64(below(random, free)), columns, low, high)
-                        break
-                    other = draw_alias(random, number, alias)
-                    tries += 1
-                items[k, 1] = catalogue[other]
+        number = np.uint64(alias.shape[0])
+        for tile in prange(tiles.shape[0] - 1):
+            low, high = tiles[tile], tiles[tile + 1]
+            for m in range(low, high):
+                random = mix64((key ^ NEGATIVE) + (first_draw + np.uint64(m)) * GOLDEN)
+                negatives[m] = draw_alias(random, number, alias)
+            at_turn = low
+            for u in range(tile * size, min(users.shape[0], (tile + 1) * size)):
+                user = users[u]
+                begin, end = indptr[user], indptr[user + 1]
+                for k in range(starts[u], starts[u + 1]):
+                    opponents[k] = -1
+                    candidate = at_turn
+                    for _attempt in range(low, high):
+                        if not took(user, negatives[candidate], columns, begin, end, bits, shift):
+                            opponents[k] = candidate
+                            break
+                        candidate = candidate + 1 if candidate + 1 < high else low
+                    at_turn = at_turn + 1 if at_turn + 1 < high else low
 
     return kernel
 

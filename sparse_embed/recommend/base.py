@@ -35,13 +35,14 @@ from sparse_embed.store import Store
 __all__ = ["Common", "FactorModel"]
 
 _INIT = 0.05
+BATCH = 8192
 _RECYCLED = (32 << 20) - (64 << 10)
 
 
 class Common(TypedDict, total=False):
     """Keyword arguments that all models take.
 
-    batch_size: interactions a step (default 8192).
+    batch_size: interactions a step; None: see BPR, else 8192.
     optimizer: any of this package, instead of `lr`.
     init: first weights of all rows (default Uniform(0.05)).
     dropout: chance that a number of a user's vector is left out of a step (default 0).
@@ -58,7 +59,7 @@ class Common(TypedDict, total=False):
         one at the end).  0: after every epoch.
     """
 
-    batch_size: int
+    batch_size: int | None
     optimizer: Optimizer | None
     init: Initializer
     dropout: float
@@ -85,7 +86,7 @@ class FactorModel(FittedModel, ABC):
         default_lr: float,
         regularization: float,
         negative_power: float,
-        batch_size: int = 8192,
+        batch_size: int | None = None,
         optimizer: Optimizer | None = None,
         init: Initializer | None = None,
         dropout: float = 0.0,
@@ -104,7 +105,7 @@ class FactorModel(FittedModel, ABC):
             optimizer = default_optimizer(default_lr if lr is None else check_lr(lr))
         self.embedding_dim = positive("embedding_dim", embedding_dim)
         self.epochs = positive("epochs", epochs)
-        self.batch_size = positive("batch_size", batch_size)
+        self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
         self.regularization = not_negative("regularization", regularization)
         self.negative_power = not_negative("negative_power", negative_power)
         self.optimizer = optimizer
@@ -146,6 +147,10 @@ class FactorModel(FittedModel, ABC):
 
     def _dropout_seed(self, epoch: int) -> int:
         return (self.seed << 32) ^ epoch
+
+    def _batch_step(self, number: int) -> int:
+        """Interactions of a batch, where an epoch has `number`."""
+        return self.batch_size or BATCH
 
     def _drop(self, epoch: int, start: int, users: FloatArray) -> FloatArray | None:
         """Drop numbers of the users' vectors (B, D+1), in place; the mask for their gradient."""
@@ -259,13 +264,14 @@ class FactorModel(FittedModel, ABC):
         # more than a batch.  Freeing one large array raises the threshold, to 32 MB at the most.
         np.empty(_RECYCLED, np.uint8)
         number = len(interactions)
+        step = self._batch_step(number)
         began, done_before = time.monotonic(), start[0] * number + start[1]
         committed = began
         for epoch in range(start[0], self.epochs):
             self._set_lr(self.optimizer.lr * (1 - epoch / self.epochs))
             loss, counted = 0.0, 0
-            for at in range(start[1] if epoch == start[0] else 0, number, self.batch_size):
-                stop = min(at + self.batch_size, number)
+            for at in range(start[1] if epoch == start[0] else 0, number, step):
+                stop = min(at + step, number)
                 loss += self._train_batch(epoch, at, stop)
                 counted += stop - at
                 self._forget()  # listeners may ask the model, and then train on
@@ -350,10 +356,11 @@ class FactorModel(FittedModel, ABC):
             self._prepare(interactions)
             self._set_lr(rate)
             number = len(interactions)
+            step = self._batch_step(number)
             for epoch in range(epochs):
                 loss = 0.0
-                for at in range(0, number, self.batch_size):
-                    loss += self._train_batch(epoch, at, min(at + self.batch_size, number))
+                for at in range(0, number, step):
+                    loss += self._train_batch(epoch, at, min(at + step, number))
                 if not np.isfinite(loss):
                     raise ArgumentError(f"training diverged (loss {loss / number}): lower lr")
             self.store.metadata["partial_fits"] = calls

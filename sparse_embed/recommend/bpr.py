@@ -6,16 +6,18 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from sparse_embed import ops
 from sparse_embed.kernels._jit import guard_fork
-from sparse_embed.kernels.bpr import CHUNK, bpr_gradients_cpu
+from sparse_embed.kernels.bpr import bpr_gradients_cpu, penalize_cpu, places_cpu
 from sparse_embed.optim import LazyAdam
 from sparse_embed.recommend.base import Common, FactorModel
-from sparse_embed.recommend.sampling import Interactions, Sampler
+from sparse_embed.recommend.sampling import TILE, Interactions, Sampler
 
 __all__ = ["BPR"]
 
-_LR = 0.015
-_SIGNS = np.array([1, -1], np.float32)
+_LR = 0.05
+_STEPS = 200  # of a fit, at the least
+_SMALLEST, _LARGEST = 256, 1 << 17  # batches, of their own accord
 
 
 class BPR(FactorModel):
@@ -23,22 +25,25 @@ class BPR(FactorModel):
 
     For each interaction of user u with item i, draw an item j the user did not take and descend
 
-        -ln sigmoid(x) + regularization/2 (|p_u|^2 + |q_i - q_j|^2 + (b_i - b_j)^2),
+        -ln sigmoid(x) + regularization/2 (|p_u|^2 + |q_i|^2 + b_i^2 + |q_j|^2 + b_j^2),
         x = <p_u, q_i - q_j> + b_i - b_j
 
     summed over a batch; a row's gradients are merged and the optimizer updates each row once.
-    (Rendle et al. penalise |q_i|^2 + |q_j|^2.  The loss knows items by their differences alone, so
-    the penalty does too; a triplet then costs one row of items to read and one gradient.)
+    Batches are large and even: each takes one of every so many neighbouring interactions, so it is
+    spread over all users alike.  About 16 triplets of 32 neighbouring users share one j, those of
+    one user as few as can be: a sixteenth of the rows to draw, read and update.
 
     Args:
         embedding_dim: D, length of a user's and an item's vector (a bias comes on top).
         epochs: visits of every interaction.
         lr: learning rate of the default optimizer, LazyAdam; or give an `optimizer`.
-        regularization: weight of the L2 term, per triplet.
+        regularization: weight of the L2 term, per triplet (of a j: once for those that share it).
         negative_power: j is drawn in proportion to (how many users took it) ** negative_power,
             never one that u took.  0: all alike; 1: as often as it was taken.
         common: batch_size, optimizer, init, dropout, users_as, num_users, num_items, seed, path,
-            cache_bytes, device, commit_interval: see `Common`.
+            cache_bytes, commit_interval: see `Common`.  batch_size=None makes batches as large as
+            leaves 200 steps to a fit (an Adam that moves each number by lr a step needs so many),
+            of 2**17 interactions at the most.
 
     Raises:
         ArgumentError: a value out of range, or both `lr` and `optimizer`.
@@ -84,24 +89,50 @@ class BPR(FactorModel):
         if self._memory is not None:
             from sparse_embed.recommend.device_training import DeviceBPR
 
-            self._on_device = DeviceBPR(self._memory, self._sampler, self)
+            step = self._batch_step(len(interactions))
+            self._on_device = DeviceBPR(self._memory, self._sampler, self, step)
             return
         self._gradients = bpr_gradients_cpu(self.embedding_dim)
-        self._signs = np.tile(_SIGNS, (self.batch_size, 1))
+        self._penalize = penalize_cpu(self.embedding_dim)
+
+    def _batch_step(self, number: int) -> int:
+        if self.batch_size is not None:
+            batches = -(-number // self.batch_size)
+        else:
+            batches = max(-(-number // _LARGEST), -(-_STEPS // self.epochs))
+            batches = min(batches, max(1, number // _SMALLEST))
+        return -(-number // batches)
 
     def _train_on_host(self, epoch: int, start: int, stop: int) -> float:
-        users, items = self._sampler.triplets(epoch, start, stop)
-        signs = self._signs[: len(users)]
+        # With users as means, a user is another one in each triplet.
+        batch = self._sampler.triplets(
+            epoch, start, self._batch_step(len(self._sampler.interactions)),
+            together=self.users_as != "items",
+        )  # fmt: skip
         user_side, item_side = self._side("users"), self._side("items")
-        user_rows = user_side.lookup(users, without=self._without(items[:, 0]))
+        user_rows = user_side.lookup(batch.users, without=self._without(batch.items))
         mask = self._drop(epoch, start, user_rows)
-        differences = item_side.lookup(items, signs)
-        losses = np.empty(-(-len(users) // CHUNK), np.float64)
+        positions = np.concatenate([batch.items, batch.negatives])
+        items = ops.merge(positions, ops.NO_PADDING)
+        item_rows = item_side.lookup(items.indices)
+        # What flows back: a share of a user's row to each item taken, and the negatives' sums.
+        number = len(batch.users)
+        upstream = np.empty((number + len(batch.negatives), user_rows.shape[1]), np.float32)
+        upstream[:number] = user_rows
+        rows, bags = np.empty((2, len(positions)), np.int64)
+        shares = np.empty(len(positions), np.float32)
+        losses = np.empty(len(batch.tiles) - 1, np.float64)
+        reg = np.float32(self.regularization)
         guard_fork()
-        # In place: user_rows now holds the gradient by the items' difference, and the other way.
-        self._gradients(np.float32(self.regularization), user_rows, differences, losses)
+        places_cpu()(items.starts, items.positions, rows)
+        self._gradients(
+            TILE, reg, batch.starts, upstream, item_rows, rows, batch.opponents, batch.tiles,
+            bags, shares, user_rows, losses,
+        )  # fmt: skip
+        item_grad = ops.backward(items, ops.Coefficients(bags, shares, None), upstream, None)
+        self._penalize(reg, items.starts, item_rows, item_grad)
         if mask is not None:
-            differences[:, :-1] *= mask
-        user_side.update(differences, users)
-        item_side.update(user_rows, items, signs)
+            user_rows[:, :-1] *= mask
+        user_side.apply(user_rows, batch.users)
+        item_side.apply(item_grad, items.indices)
         return float(losses.sum())

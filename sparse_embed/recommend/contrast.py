@@ -10,7 +10,7 @@ from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels._jit import guard_fork
 from sparse_embed.kernels.contrast import contrast_cpu
 from sparse_embed.optim import LazyAdam
-from sparse_embed.recommend.base import Common, FactorModel
+from sparse_embed.recommend.base import BATCH, Common, FactorModel
 from sparse_embed.recommend.fitted import positive
 from sparse_embed.recommend.sampling import Interactions, Sampler
 
@@ -53,7 +53,8 @@ class ContrastModel(FactorModel):
             raise ArgumentError(f"in_batch: expected True or False, got {in_batch!r}")
         self.in_batch = in_batch
         # Blocks are whole in every batch but the last.
-        self.batch_size = -(-self.batch_size // self.num_negatives) * self.num_negatives
+        blocks = -(-(self.batch_size or BATCH) // self.num_negatives)
+        self.batch_size = blocks * self.num_negatives
 
     def _hyperparameters(self) -> dict[str, Any]:
         return {"num_negatives": self.num_negatives, "in_batch": self.in_batch}

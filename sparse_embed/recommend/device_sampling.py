@@ -27,18 +27,6 @@ class DeviceSampler:
             )
         )  # fmt: skip
 
-    def triplets(self, epoch: int, start: int, stop: int) -> tuple[Any, Any]:
-        """users (B,) and items (B, 2), int64; as `Sampler.triplets`."""
-        memory, host = self._memory, self._host
-        users = memory.empty(stop - start, np.int64)
-        items = memory.empty((stop - start, 2), np.int64)
-        memory.each(
-            sampling.sample_triplets_cuda(), stop - start, host.key(epoch), np.uint64(start),
-            host.half_bits, self._rows, self._columns, self._indptr, self._catalogue, self._alias,
-            self._bits, host.shift, users, items,
-        )  # fmt: skip
-        return users, items
-
     def pairs(self, epoch: int, start: int, stop: int) -> tuple[Any, Any]:
         """users and columns (B,) int64; `Sampler.pairs` without the items."""
         memory, host = self._memory, self._host

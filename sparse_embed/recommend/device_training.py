@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparse_embed import ops
 from sparse_embed.cuda.arrays import DeviceArray
 from sparse_embed.cuda.execution import ops_of
+from sparse_embed.cuda.ops import Coefficients, Merged
 from sparse_embed.device import DeviceMemory
-from sparse_embed.kernels.bpr import CHUNK
+from sparse_embed.kernels.bpr import places_cpu
 from sparse_embed.kernels.cuda import bpr as _bpr
 from sparse_embed.kernels.cuda import contrast as _contrast
 from sparse_embed.kernels.cuda.records import take_cuda
 from sparse_embed.recommend.device_sampling import DeviceSampler, raw
-from sparse_embed.recommend.sampling import Sampler
+from sparse_embed.recommend.sampling import TILE, Sampler
 from sparse_embed.table import EmbeddingTable
 
 if TYPE_CHECKING:
     from sparse_embed.recommend.base import FactorModel
 
-_SIGNS = np.array([1, -1], np.float32)
+_LOSSES = 256  # added by one thread
 
 
 class DeviceTraining:
@@ -78,40 +80,67 @@ class DeviceTraining:
 
 
 class DeviceBPR(DeviceTraining):
-    """`BPR._train_on_host` on a GPU."""
+    """`BPR._train_on_host` on a GPU.  The CPU draws a batch and finds its distinct rows."""
 
-    _signs: Any = None
-    _offsets: Any = None
+    def __init__(
+        self, memory: DeviceMemory, sampler: Sampler, model: FactorModel, step: int
+    ) -> None:
+        """step: interactions of a batch."""
+        super().__init__(memory, sampler, model)
+        self._host_sampler, self._step = sampler, step
 
     def train(self, epoch: int, seed: int, start: int, stop: int) -> float:
-        """Update both tables by interactions start..stop-1; their summed loss.
+        """Update both tables by the batch that begins with interaction `start`; its summed loss.
 
         seed: of dropout in this epoch.
         """
-        memory, number = self._memory, stop - start
-        users, items = self._sampler.triplets(epoch, start, stop)
-        pairs = items.reshape((2 * number,))
-        bags, how = self._bags(number)
-        user_rows, p = self._rows(self._users, users)
+        memory, batch = self._memory, self._host_sampler.triplets(epoch, start, self._step)
+        number, length, against = len(batch.users), len(batch.items), len(batch.negatives)
+        positions = np.concatenate([batch.items, batch.negatives])
+        merged = ops.merge(positions, ops.NO_PADDING)
+        places = np.empty_like(positions)
+        places_cpu()(merged.starts, merged.positions, places)
+        owners = np.repeat(np.arange(number), np.diff(batch.starts))
+        edges = np.append(batch.starts[:-1:TILE], length)
+        tile = np.repeat(np.arange(len(edges) - 1), np.diff(batch.tiles))
+        users, starts, opponents, rows, bags, firsts, lasts, items = (
+            memory.upload(np.ascontiguousarray(array, np.int64), "a batch")
+            for array in (
+                batch.users, batch.starts, batch.opponents, places,
+                np.concatenate([owners, np.arange(number, number + against)]),
+                edges[tile], edges[tile + 1], merged.indices,
+            )
+        )  # fmt: skip
+        _user_rows, p = self._rows(self._users, users)
         mask = self._drop(seed, start, p)
-        differences, q = self._rows(self._items, pairs, bags, **how)
-        losses = memory.work("losses", number, np.float32)
-        # In place: p now holds the gradient by the items' difference, and q the one by p.
-        self._groups(_bpr.bpr_gradients_cuda(self._dim), number, self._reg, p, q, losses)
-        self._scale(q, mask)
-        self._users.update(differences, self._given(users))
-        self._items.update(user_rows, self._given(pairs), bags, **how)
-        return self._sum(losses, CHUNK)
-
-    def _bags(self, number: int) -> tuple[DeviceArray, dict[str, Any]]:
-        """Offsets and keywords of bags of two items, one less the other; kept on the device."""
-        if self._signs is None or int(self._signs.shape[0]) < 2 * number:
-            self._signs = self._memory.upload(np.tile(_SIGNS, number))
-            self._offsets = self._memory.upload(2 * np.arange(number + 1, dtype=np.int64))
-        signs = self._given(self._signs[: 2 * number])
-        return self._given(self._offsets[: number + 1]), {
-            "mode": "sum", "per_sample_weights": signs,
-        }  # fmt: skip
+        _item_rows, q = self._rows(self._items, items)
+        width = self._dim + 1
+        shares = memory.empty(length + against, np.float32)
+        losses = memory.work("losses", length, np.float32)
+        differences = memory.work("differences", length * width, np.float32)
+        differences = differences.reshape((length, width))
+        grad = memory.empty((number, width), np.float32)
+        upstream = memory.empty((number + against, width), np.float32)
+        memory.each(_bpr.differences_cuda(), length * width, q, rows, opponents, differences)
+        self._groups(
+            _bpr.slopes_cuda(self._dim), length, p, bags, differences, opponents, shares, losses
+        )
+        memory.each(
+            _bpr.user_sums_cuda(), grad.size, self._reg, starts, p, differences, shares, grad
+        )
+        memory.each(
+            _bpr.upstream_cuda(), upstream.size, p, bags, opponents, firsts, lasts, shares, upstream
+        )
+        segments = memory.upload(merged.starts)
+        found = self._ops.backward(
+            Merged(items, segments, memory.upload(merged.positions)),
+            Coefficients(bags, shares, None), upstream, None,
+        )  # fmt: skip
+        memory.each(_bpr.penalize_cuda(), found.size, self._reg, segments, q, found)
+        self._scale(grad, mask)
+        self._users.update(self._given(grad), self._given(users))
+        self._items.update(self._given(found), self._given(items))
+        return self._sum(losses, _LOSSES)
 
 
 class DeviceContrast(DeviceTraining):

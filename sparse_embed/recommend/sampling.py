@@ -17,11 +17,15 @@ from sparse_embed.kernels.draws import alias_table_cpu
 from sparse_embed.kernels.interactions import (
     FILTER_BITS,
     filter_cpu,
+    sample_even_cpu,
+    sample_opponents_cpu,
     sample_pairs_cpu,
     sample_shared_cpu,
-    sample_triplets_cpu,
 )
 
+TILE = 32  # users who share negatives
+SHARED = 16  # triplets of theirs to a negative
+SPARE = 3  # negatives more, for users who took some
 _MAX_INTERACTIONS = 2**32  # the kernel's draw multiplies 64 random bits by a 32-bit bound
 
 
@@ -127,14 +131,32 @@ def _catalogue(
     return np.flatnonzero(present), places[indices]
 
 
+@dataclass(frozen=True)
+class Triplets:
+    """A batch of triplets: a user, an item they took, an item they did not take.
+
+    users: (U,) int64, ascending.  starts: (U+1,): triplets [starts[u], starts[u+1]) are user u's.
+    items: (B,) int64, those taken.  negatives: (M,) int64, shared by about SHARED triplets each.
+    opponents: (B,) int64, which of them stands against each item; -1: none, the triplet is void.
+    tiles: (T+1,) int64: TILE users, from t TILE on, share negatives [tiles[t], tiles[t+1]).
+    """
+
+    users: IndexArray
+    starts: IndexArray
+    items: IndexArray
+    negatives: IndexArray
+    opponents: IndexArray
+    tiles: IndexArray
+
+
 class Sampler:
     """Each epoch visits every interaction once, in an order of its own, with items not taken.
 
     An item is drawn in proportion to (number of users who took it) ** negative_power.
 
     Counter-based: interaction t of an epoch, and what is drawn for it, depend on (seed, epoch, t)
-    and the data alone, never on threads or on what was drawn before; an interrupted epoch can be
-    continued.
+    and the data (of triplets: and on how many batches there are) alone, never on threads or on
+    what was drawn before; an interrupted epoch can be continued.
     """
 
     def __init__(
@@ -162,21 +184,36 @@ class Sampler:
         self.bits = np.zeros(1 << (logarithm - 3), np.uint8)
         filter_cpu()(interactions.rows, interactions.columns, self.shift, self.bits)
 
-    def triplets(self, epoch: int, start: int, stop: int) -> tuple[IndexArray, IndexArray]:
-        """Interactions start..stop-1 of the epoch, each with one item that the user did not take.
+    def triplets(self, epoch: int, start: int, step: int, together: bool = True) -> Triplets:
+        """The batch at `start` of an epoch that is cut into even ones of at most `step`: every
+        interaction once an epoch, those of a user together, each against an item not taken.
 
-        Returns:
-            users (B,) int64, and items (B, 2) int64: taken, not taken.
+        Batches differ in length by one at the most.  together=False lists a user anew for each of
+        their triplets.
         """
         guard_fork()
-        users = np.empty(stop - start, np.int64)
-        items = np.empty((stop - start, 2), np.int64)
-        data = self.interactions
-        sample_triplets_cpu()(
-            self.key(epoch), np.uint64(start), self.half_bits, data.rows, data.columns,
-            data.indptr, data.catalogue, self.alias, self.bits, self.shift, users, items,
+        data, key = self.interactions, self.key(epoch)
+        batch, batches = start // step, -(-len(data) // step)
+        groups = -(-len(data) // batches)
+        users, items = np.empty((2, groups), np.int64)
+        number = sample_even_cpu()(key, batch, batches, data.rows, data.columns, users, items)
+        users, items = users[:number], items[:number]
+        firsts = np.arange(1, number)
+        if together:
+            firsts = np.flatnonzero(users[1:] != users[:-1]) + 1
+        starts = np.concatenate([[0], firsts, [number]])
+        users = users[starts[:-1]]
+        # A tile's interactions, and how many negatives they share.
+        edges = np.append(starts[:-1:TILE], number)
+        tiles = np.zeros(len(edges), np.int64)
+        np.cumsum(SPARE + np.diff(edges) // SHARED, out=tiles[1:])
+        negatives, opponents = np.empty(tiles[-1], np.int64), np.empty(number, np.int64)
+        sample_opponents_cpu()(
+            key, np.uint64(batch * groups), starts, users, tiles, TILE, data.indptr, data.columns,
+            self.alias, self.bits, self.shift, negatives, opponents,
         )  # fmt: skip
-        return users, items
+        catalogue = data.catalogue
+        return Triplets(users, starts, catalogue[items], catalogue[negatives], opponents, tiles)
 
     def pairs(self, epoch: int, start: int, stop: int) -> tuple[IndexArray, IndexArray, IndexArray]:
         """Interactions start..stop-1 of the epoch.

@@ -17,6 +17,7 @@ import scipy.sparse
 from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError
 from sparse_embed.recommend.ranking import contains
+from sparse_embed.sparse_grad import SparseGrad
 from sparse_embed.store import Store
 from sparse_embed.table import EmbeddingTable
 
@@ -94,6 +95,14 @@ class Side:
         assert last_ids is ids
         mode = "mean" if self.mean else "sum"
         self.table.update(grad, rows, offsets, mode=mode, per_sample_weights=values)
+
+    def apply(self, grad: FloatArray, ids: IndexArray) -> None:
+        """As `update`, for ids that are distinct and ascending."""
+        if self._rows is None:
+            table = self.table
+            table.apply(SparseGrad.owning(ids, grad, table.num_embeddings))
+        else:
+            self.update(grad, ids)
 
     def _pool(self, bags: Bags) -> FloatArray:
         rows, offsets, values = bags

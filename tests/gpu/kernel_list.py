@@ -64,7 +64,7 @@ def _of_dim(dim: int) -> list[Entry]:
         ("dots", dots.dots_cuda(dim), (F2, W2, I1, I1, F2, I1, i8, i8, *INIT, F1)),
         ("norms", topk.norms_cuda(dim), (F2, F1)),
         ("scores", topk.scores_cuda(dim), (F2, F2, i8, F1, F1, F2)),
-        ("bpr_gradients", bpr.bpr_gradients_cuda(dim), (f4, F2, F2, F1)),
+        ("bpr_slopes", bpr.slopes_cuda(dim), (F2, I1, F2, I1, F1, F1)),
         ("units", contrast.units_cuda(dim), (F2, F1)),
         ("changes", contrast.changes_cuda(dim), (i8, F2, F2, F2, F1, F2)),
         ("sums", contrast.sums_cuda(dim), (i8, F2, F2, F2)),
@@ -130,11 +130,6 @@ def _of_any_dim() -> list[Entry]:
         ("missing", records.missing_cuda(), (B1, I1, i8, B1)),
         ("count", records.count_cuda(), (I1,)),
         ("take", records.take_cuda(), (I1, I1, I1)),
-        (
-            "sample_triplets",
-            sampling.sample_triplets_cuda(),
-            (u8, u8, u8, C1, C1, I1, I1, U1, B1, u8, I1, I2),
-        ),
         ("sample_shared", sampling.sample_shared_cuda(), (u8, u8, U1, I1)),
         ("hash_strings", hashing.hash_strings_cuda(), (B1, I1, U2, u8, I2)),
     ]
@@ -144,6 +139,10 @@ def _of_any_dim() -> list[Entry]:
         ("repeat", pairs.repeat_cuda(), (I1, I1)),
         ("take_floats", records.take_cuda(), (F1, I1, F1)),
         ("scale_columns", bpr.scale_columns_cuda(), (F2, F2)),
+        ("bpr_differences", bpr.differences_cuda(), (F2, I1, I1, F2)),
+        ("bpr_user_sums", bpr.user_sums_cuda(), (f4, I1, F2, F2, F1, F2)),
+        ("bpr_upstream", bpr.upstream_cuda(), (F2, I1, I1, I1, I1, F1, F2)),
+        ("bpr_penalize", bpr.penalize_cuda(), (f4, I1, F2, F2)),
         (
             "find_slots",
             slots.find_slots_cuda(),

@@ -33,24 +33,6 @@ def taken():
     return rows, columns, indptr, rng.permutation(100)[:12].astype(np.int64), alias, bits, shift
 
 
-def test_triplets(memory, taken):
-    from sparse_embed.kernels.cuda import sampling
-
-    rows, columns, indptr, catalogue, alias, bits, shift = taken
-    total = len(columns)
-    half_bits = np.uint64(max(1, (total - 1).bit_length() + 1) // 2)
-    head = (np.uint64(2**63 + 12345), np.uint64(3), half_bits)
-    users, items = np.empty(total - 5, np.int64), np.empty((total - 5, 2), np.int64)
-    given = (rows, columns, indptr, catalogue, alias, bits)
-    interactions.sample_triplets_cpu()(*head, *given, shift, users, items)
-    up, down = memory.upload, memory.download
-    found = memory.empty(users.shape, np.int64), memory.empty(items.shape, np.int64)
-    kernel = sampling.sample_triplets_cuda()
-    memory.each(kernel, len(users), *head, *map(up, given), shift, *found)
-    assert_same_bits(down(found[0]), users)
-    assert_same_bits(down(found[1]), items)
-
-
 def test_shared_negatives(memory, taken):
     from sparse_embed.kernels.cuda import sampling
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.sparse
 
 from sparse_embed.errors import ArgumentError
-from sparse_embed.kernels.interactions import permute, skip_taken
-from sparse_embed.recommend.sampling import Interactions, Sampler, as_interactions
+from sparse_embed.kernels.interactions import permute
+from sparse_embed.recommend.sampling import (
+    SHARED,
+    SPARE,
+    TILE,
+    Interactions,
+    Sampler,
+    Triplets,
+    as_interactions,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,46 +37,76 @@ def sampler(taken: np.ndarray, seed: int = 0, power: float = 0.5) -> Sampler:
     return Sampler(Interactions.from_csr(scipy.sparse.csr_array(taken)), seed, power)
 
 
+def as_rows(batch: Triplets) -> np.ndarray:
+    """(B, 3): user, item taken, item not taken; -1 where the triplet is void."""
+    users = np.repeat(batch.users, np.diff(batch.starts))
+    against = np.where(batch.opponents < 0, -1, batch.negatives[batch.opponents])
+    return np.column_stack([users, batch.items, against])
+
+
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
-def test_each_interaction_once_and_no_taken_item(taken, power):
+@pytest.mark.parametrize("batches", [1, 4, 7])
+def test_each_interaction_once_and_no_taken_item(taken, power, batches):
     number = int(taken.sum() - taken[2].sum())  # a user who took everything teaches nothing
-    users, items = sampler(taken, power=power).triplets(0, 0, number)
-    positive, negative = items.T
+    draw = sampler(taken, power=power)
+    step = -(-number // batches)
+    parts = [draw.triplets(5, start, step) for start in range(0, number, step)]
+    sizes = [len(part.items) for part in parts]
+    assert sum(sizes) == number
+    assert max(sizes) - min(sizes) <= 1
+    users, positive, negative = np.concatenate([as_rows(part) for part in parts]).T
     assert taken[users, positive].all()
-    assert not taken[users, negative].any()
     assert len(set(zip(users.tolist(), positive.tolist(), strict=True))) == number
-    assert (negative[users == 0] == 17).all()
+    void = negative < 0
+    assert not taken[users[~void], negative[~void]].any()
+    assert set(negative[(users == 0) & ~void].tolist()) <= {17}
+    assert void[users != 0].mean() < 0.02  # a tile has several to choose from
 
 
-def test_a_triplet_depends_on_its_number_alone(taken):
-    whole_users, whole_items = sampler(taken).triplets(4, 0, 300)
-    for start, stop in [(0, 300), (0, 7), (7, 300), (299, 300), (41, 41)]:
-        users, items = sampler(taken).triplets(4, start, stop)
-        np.testing.assert_array_equal(users, whole_users[start:stop])
-        np.testing.assert_array_equal(items, whole_items[start:stop])
+def test_tiles_share_their_negatives_evenly(taken):
+    batch = sampler(taken).triplets(0, 0, 1000)
+    edges = np.append(batch.starts[:-1:TILE], len(batch.items))
+    np.testing.assert_array_equal(np.diff(batch.tiles), SPARE + np.diff(edges) // SHARED)
+    for t, (begin, end) in enumerate(itertools.pairwise(edges)):
+        used = batch.opponents[begin:end]
+        low, high = batch.tiles[t], batch.tiles[t + 1]
+        assert ((used == -1) | ((low <= used) & (used < high))).all()
+        # In turn, but where the user took one.
+        turn = low + np.arange(end - begin) % (high - low)
+        assert (used == turn).mean() > 0.5
+
+
+def test_a_batch_depends_on_its_number_alone(taken):
+    first = as_rows(sampler(taken).triplets(4, 400, 200))
+    draw = sampler(taken)
+    for start in (0, 400):
+        again = as_rows(draw.triplets(4, start, 200))
+    np.testing.assert_array_equal(again, first)
+    apart = draw.triplets(4, 400, 200, together=False)
+    np.testing.assert_array_equal(apart.starts, np.arange(len(first) + 1))
+    np.testing.assert_array_equal(as_rows(apart)[:, :2], first[:, :2])
 
 
 def test_seeds_and_epochs_differ(taken):
     draws = [sampler(taken, seed).triplets(epoch, 0, 300) for seed in (0, 1) for epoch in (0, 1)]
-    orders = {users.tobytes() for users, _ in draws}
-    assert len(orders) == 4
+    assert len({drawn.items.tobytes() for drawn in draws}) == 4
+    assert len({drawn.negatives.tobytes() for drawn in draws}) == 4
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_items_are_drawn_by_popularity_to_the_power(power):
-    # 64 items taken 1, 2, ... 64 times, by users of one item each; a user's own item is left out
-    # of 4,160 draws in 64, which the tolerance absorbs.
+    # 64 items taken 1, 2, ... 64 times, by users of one item each.
     counts = np.arange(1, 65)
     columns = np.repeat(np.arange(64), counts)
     rows = np.arange(len(columns))
     matrix = scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(rows), 64))
     draw = Sampler(Interactions.from_csr(matrix), 0, power)
-    drawn = np.concatenate([draw.triplets(epoch, 0, len(rows))[1][:, 1] for epoch in range(60)])
+    drawn = np.concatenate([draw.triplets(epoch, 0, len(rows)).negatives for epoch in range(960)])
     expected = counts.astype(float) ** power
     expected *= len(drawn) / expected.sum()
     found = np.bincount(drawn, minlength=64)
-    # Six standard deviations of a Poisson count, and the items left out.
-    assert (abs(found - expected) < 6 * np.sqrt(expected) + 0.04 * expected).all()
+    # Six standard deviations of a Poisson count.
+    assert (abs(found - expected) < 6 * np.sqrt(expected)).all()
 
 
 def test_shared_negatives_depend_on_their_block_alone(taken):
@@ -77,7 +117,6 @@ def test_shared_negatives_depend_on_their_block_alone(taken):
     users, items, columns = draw.pairs(2, 64, 100)
     catalogue = draw.interactions.catalogue
     np.testing.assert_array_equal(catalogue[columns], items)
-    np.testing.assert_array_equal(users, draw.triplets(2, 64, 100)[0])
     marks = draw.marks(users, whole[8:13])
     others = catalogue[np.repeat(whole[8:13], 8, axis=0)[:36]]
     np.testing.assert_array_equal(marks, taken[users[:, None], others])
@@ -92,13 +131,6 @@ def test_permute_is_a_permutation(number):
             for t in range(number)
         ]
     assert sorted(places) == list(range(number))
-
-
-def test_skip_taken_counts_what_is_left():
-    columns = np.array([7, 7, 0, 2, 3, 9, 5])  # one user's are columns[2:6]
-    free = [1, 4, 5, 6, 7, 8, 10, 11]
-    assert [skip_taken(r, columns, 2, 6) for r in range(8)] == free
-    assert [skip_taken(r, columns, 2, 2) for r in range(3)] == [0, 1, 2]
 
 
 def test_catalogue_is_what_somebody_took():

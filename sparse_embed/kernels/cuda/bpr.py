@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from sparse_embed.kernels._jit import DIGEST
-from sparse_embed.kernels.bpr import ONE, ZERO, by_item, by_user, slope_and_loss
+from sparse_embed.kernels.bpr import ONE, ZERO, penalty, slope_and_loss
 from sparse_embed.kernels.cuda._rows import RowShape, group_mask
 from sparse_embed.kernels.cuda._shim import SIMULATED, cuda, cuda_kernel
 from sparse_embed.kernels.cuda.reduce import group_dot
@@ -21,8 +21,28 @@ LANES = RowShape(1, 1, 2 if SIMULATED else 16, 1)
 
 
 @functools.cache
-def bpr_gradients_cuda(dim: int):
-    """kernel(reg, users, differences, losses): as `bpr_gradients_cpu`, losses (B,) f4, one each.
+def differences_cuda():
+    """kernel(items, rows, opponents, out): out (B, D+1) = q_i - q_j of each triplet.
+
+    Shapes as in `bpr_gradients_cpu`, here and below.
+    """
+    digest = DIGEST
+
+    @cuda_kernel
+    def differences(items, rows, opponents, out):
+        _ = digest
+        batch, width = out.shape
+        for place in range(cuda.grid(1), batch * width, cuda.gridsize(1)):
+            k, d = place // width, place % width
+            out[k, d] = items[rows[k], d] - items[rows[batch + max(opponents[k], 0)], d]
+
+    return differences
+
+
+@functools.cache
+def slopes_cuda(dim: int):
+    """kernel(users, bags, differences, opponents, shares, losses): shares[k] = -g of triplet k, and
+    its loss, f4; 0 where there is no opponent.
 
     A group of lanes a triplet.
     """
@@ -31,27 +51,91 @@ def bpr_gradients_cuda(dim: int):
     digest = DIGEST
 
     @cuda_kernel
-    def bpr_gradients(reg, users, differences, losses):
+    def slopes(users, bags, differences, opponents, shares, losses):
         _ = digest
         parts = cuda.shared.array(num_parts, numba.float32)
         work = cuda.local.array(16, numba.float32)
         lane = cuda.grid(1) % lanes
         mask = group_mask(cuda.threadIdx.x, lanes)
         at = cuda.threadIdx.x // lanes * 16
-        for k in range(cuda.grid(1) // lanes, users.shape[0], cuda.gridsize(1) // lanes):
-            bias = differences[k, dim]
-            x = bias + group_dot(users, k, differences, k, parts, at, work, lane, lanes, mask, dim)
-            g, loss = slope_and_loss(x)
-            for d in range(lane, dim, lanes):
-                user, item = users[k, d], differences[k, d]
-                users[k, d] = by_item(reg, g, user, item)
-                differences[k, d] = by_user(reg, g, user, item)
+        for k in range(cuda.grid(1) // lanes, losses.shape[0], cuda.gridsize(1) // lanes):
+            u = bags[k]
+            x = group_dot(users, u, differences, k, parts, at, work, lane, lanes, mask, dim)
+            g, loss = slope_and_loss(x + differences[k, dim])
             if lane == 0:
-                losses[k] = loss
-                users[k, dim] = by_item(reg, g, ONE, bias)
-                differences[k, dim] = ZERO
+                shares[k] = -g if opponents[k] >= 0 else ZERO
+                losses[k] = loss if opponents[k] >= 0 else ZERO
 
-    return bpr_gradients
+    return slopes
+
+
+@functools.cache
+def user_sums_cuda():
+    """kernel(reg, starts, users, differences, shares, user_grad): a thread a number."""
+    digest = DIGEST
+
+    @cuda_kernel
+    def user_sums(reg, starts, users, differences, shares, user_grad):
+        _ = digest
+        number, width = user_grad.shape
+        for place in range(cuda.grid(1), number * width, cuda.gridsize(1)):
+            u, d = place // width, place % width
+            total = ZERO
+            if d < width - 1:
+                total = total + penalty(reg, starts[u + 1] - starts[u]) * users[u, d]
+                for k in range(starts[u], starts[u + 1]):
+                    total = total + shares[k] * differences[k, d]
+            user_grad[u, d] = total
+
+    return user_sums
+
+
+@functools.cache
+def upstream_cuda():
+    """kernel(users, bags, opponents, firsts, lasts, shares, upstream)
+
+    users (U, D+1), and behind them the gradients by the negatives: m stands against some of the
+    triplets [firsts[m], lasts[m]).  shares of negatives become 1.  A thread a number.
+    """
+    digest = DIGEST
+
+    @cuda_kernel
+    def fill(users, bags, opponents, firsts, lasts, shares, upstream):
+        _ = digest
+        number, width = users.shape
+        batch = opponents.shape[0]
+        for place in range(cuda.grid(1), upstream.shape[0] * width, cuda.gridsize(1)):
+            row, d = place // width, place % width
+            m = row - number
+            if m < 0:
+                upstream[row, d] = users[row, d] if d < width - 1 else ONE
+                continue
+            total = ZERO
+            for k in range(firsts[m], lasts[m]):
+                if opponents[k] == m:
+                    value = users[bags[k], d] if d < width - 1 else ONE
+                    total = total - shares[k] * value
+            upstream[row, d] = total
+            if d == 0:
+                shares[batch + m] = ONE
+
+    return fill
+
+
+@functools.cache
+def penalize_cuda():
+    """As `penalize_cpu`; a thread a number."""
+    digest = DIGEST
+
+    @cuda_kernel
+    def penalize(reg, starts, rows, grad):
+        _ = digest
+        width = rows.shape[1]
+        for place in range(cuda.grid(1), grad.shape[0] * width, cuda.gridsize(1)):
+            v, d = place // width, place % width
+            grad[v, d] = grad[v, d] + penalty(reg, starts[v + 1] - starts[v]) * rows[v, d]
+
+    return penalize
 
 
 @functools.cache
