@@ -6,6 +6,7 @@ While one piece travels and is put in its place, the host fills the other.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,9 +26,10 @@ _BLOCK = 16  # pieces that one kernel gathers
 
 
 class Staging:
-    """Two pinned buffers of a GPU, used in turn."""
+    """Two pinned buffers of a GPU, used in turn by who holds the lock."""
 
     def __init__(self, memory: DeviceMemory) -> None:
+        self.lock = threading.RLock()
         self._memory = memory
         self._buffers: list[Any] = [None, None]
         self._free = [Mark(), Mark()]
@@ -106,6 +108,10 @@ class DeviceRecords:
 
     def send(self, slots: Int64, write: Callable[[int, int, Floats], None]) -> None:
         """write(begin, end, data) is given the records in slots[begin:end], a piece at a time."""
+        with self._staging.lock:
+            self._send(slots, write)
+
+    def _send(self, slots: Int64, write: Callable[[int, int, Floats], None]) -> None:
         memory = self.memory
         for first in range(0, len(slots), _BLOCK * self._step):
             part = slots[first : first + _BLOCK * self._step]
@@ -132,6 +138,10 @@ class DeviceRecords:
 
         The next piece is read while one is on its way; the last may be, on return.
         """
+        with self._staging.lock:
+            self._bring(slots, read)
+
+    def _bring(self, slots: Any, read: Callable[[int, int, Floats], None]) -> None:
         memory, length = self.memory, int(slots.shape[0])
         for begin in range(0, length, self._step):
             end = min(begin + self._step, length)

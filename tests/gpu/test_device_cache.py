@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -157,3 +159,27 @@ def test_no_room_for_the_index_names_it(monkeypatch):
     monkeypatch.setattr(DeviceMemory, "empty", full)
     with pytest.raises(DeviceMemoryError, match="for the index of resident rows do not fit"):
         create(None, "cuda")
+
+
+def test_stores_of_two_threads_share_the_staging(memory):
+    """Each has its table; what one brings in is not the other's."""
+    if memory.simulated:
+        pytest.skip("the simulator takes one thread at a time")
+    rng = np.random.default_rng(4)
+    values = rng.random((2, ROWS, DIM), np.float32)
+    found: list[bool] = []
+
+    def work(which):
+        table = create(None, "cuda", optimizer=se.SGD(0.1))
+        for begin in range(0, ROWS, 10):
+            table.assign(ALL[begin : begin + 10], values[which, begin : begin + 10])
+        rows = np.random.default_rng(which).permutation(ROWS)[:12]
+        table.prefetch(rows)
+        found.append(np.array_equal(np.asarray(table.lookup(rows)), values[which, rows]))
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True, True]

@@ -122,3 +122,13 @@ def test_what_a_gpu_does_not_train_is_refused_by_name(taken):
         make("bpr", "gpu")
     with pytest.raises(se.ArgumentError, match=r'device: expected .* got "cuda:7"'):
         make("bpr", "cuda:7")
+
+
+def test_tables_larger_than_their_cache(taken, monkeypatch):
+    from sparse_embed.storage import device_index
+
+    monkeypatch.setattr(device_index, "_SMALLEST", 6)
+    found = make("bpr", cache_bytes=1).fit(taken)
+    assert found.items.info()["resident"] == "indexed"
+    assert found.items.info()["resident_capacity"] == 6
+    check_same(found, make("bpr", "cpu").fit(taken))
