@@ -54,11 +54,11 @@ def _train(store: se.Store, rng: np.random.Generator) -> None:
 
 
 def _count_down(rng: np.random.Generator) -> None:
-    """Interrupt in 0 to 30 ms."""
+    """Interrupt in 0 to 30 ms, and each second after: Python drops one that falls in a __del__."""
     global armed
     armed = True
     seconds = float(rng.choice([0.002, 0.01, 0.03]) * rng.random() + 1e-5)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
 
 
 def _interrupted(store: se.Store, rng: np.random.Generator) -> bool:
