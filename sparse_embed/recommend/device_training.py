@@ -13,7 +13,7 @@ import numpy as np
 from sparse_embed import ops
 from sparse_embed.cuda.arrays import DeviceArray
 from sparse_embed.cuda.execution import ops_of
-from sparse_embed.cuda.ops import Coefficients, Merged
+from sparse_embed.cuda.ops import Coefficients
 from sparse_embed.device import DeviceMemory
 from sparse_embed.kernels.bpr import places_cpu
 from sparse_embed.kernels.cuda import bpr as _bpr
@@ -132,10 +132,8 @@ class DeviceBPR(DeviceTraining):
             _bpr.upstream_cuda(), upstream.size, p, bags, opponents, firsts, lasts, shares, upstream
         )
         segments = memory.upload(merged.starts)
-        found = self._ops.backward(
-            Merged(items, segments, memory.upload(merged.positions)),
-            Coefficients(bags, shares, None), upstream, None,
-        )  # fmt: skip
+        entries = self._ops.merge(memory.upload(positions), ops.NO_PADDING)
+        found = self._ops.backward(entries, Coefficients(bags, shares, None), upstream, None)
         memory.each(_bpr.penalize_cuda(), found.size, self._reg, segments, q, found)
         self._scale(grad, mask)
         self._users.update(self._given(grad), self._given(users))
