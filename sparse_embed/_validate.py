@@ -186,10 +186,9 @@ def as_offsets(
     """
     if include_last_offset and is_plain_int64(offsets):
         plain: IndexArray = offsets  # type: ignore[assignment]
-        if plain.ndim == 1 and len(plain) and plain[0] == 0 and plain[-1] == num_positions:
-            guard_fork()
-            if never_falls_cpu()(plain):
-                return plain
+        whole = plain.ndim == 1 and len(plain) and plain[0] == 0 and plain[-1] == num_positions
+        if whole and _never_falls(plain):
+            return plain
     array = _as_integers("offsets", offsets)
     if array.ndim != 1:
         raise ArgumentError(f"offsets: expected shape (B+1,), got {array.shape}")
@@ -218,6 +217,13 @@ def as_offsets(
             f" offsets[{b + 1}] = {result[b + 1]}"
         )
     return result
+
+
+def _never_falls(offsets: IndexArray) -> bool:
+    if len(offsets) <= _SMALL:
+        return bool((offsets[1:] >= offsets[:-1]).all())
+    guard_fork()
+    return bool(never_falls_cpu()(offsets))
 
 
 def as_grad(

@@ -208,7 +208,7 @@ def lookup_bags(
     """
     guard_fork()
     out = np.empty((len(offsets) - 1, rec.dim), np.float32)
-    bounds = _plan.cut_bags_cpu()(offsets, _lookup.CHUNK)
+    bounds = _plan.cut_bags(offsets, _lookup.CHUNK)
     dtype = rec.precision.dtype
     counter = new_counter()
     where = rec.records, slots, indices, offsets, bounds
@@ -232,7 +232,7 @@ def max_positions(
     equals; -1 in an empty bag."""
     guard_fork()
     out = np.empty((len(offsets) - 1, rec.dim), np.int64)
-    bounds = _plan.cut_bags_cpu()(offsets, _lookup.CHUNK)
+    bounds = _plan.cut_bags(offsets, _lookup.CHUNK)
     _lookup.max_positions_cpu(rec.dim, rec.precision.dtype)(
         rec.records,
         slots,
@@ -282,12 +282,12 @@ def merge(indices: IndexArray, padding_idx: int) -> Merged:
     if length >= 2**32:  # the sort counts in 32 bits: such a batch takes 100 GB to train on
         raise ArgumentError(f"indices: expected fewer than 2^32 in one batch, got {length}")
     chunks = _merge.num_chunks(length)
-    largest, kept = np.empty(chunks, np.int64), np.empty(chunks, np.int64)
-    _merge.largest_key_cpu()(indices, padding_idx, chunks, new_counter(), largest, kept)
-    num_kept = int(kept.sum())
+    is_kept = indices != padding_idx
+    num_kept = int(np.count_nonzero(is_kept))
     if num_kept == 0:
         return Merged(_NO_INDICES, np.zeros(1, np.int64), _NO_INDICES)
-    key_bits = max(1, int(largest.max()).bit_length())
+    largest = indices.max() if num_kept == length else indices.max(where=is_kept, initial=0)
+    key_bits = max(1, int(largest).bit_length())
     position_bits = max(1, (length - 1).bit_length())
     if key_bits + position_bits > 64:
         return _merge_wide(indices, padding_idx, key_bits, position_bits)
@@ -357,7 +357,7 @@ def bag_coefficients(
     bag_ids = np.empty(len(indices), np.int64)
     scaled = mode in ("mean", "sqrtn")
     scale = np.empty(len(offsets) - 1 if scaled else 0, np.float32)
-    bounds = _plan.cut_bags_cpu()(offsets, _bags.CHUNK)
+    bounds = _plan.cut_bags(offsets, _bags.CHUNK)
     _bags.bags_cpu()(
         indices, offsets, bounds, *_or_one(per_sample_weights), MODES.index(mode), padding_idx,
         new_counter(), bag_ids, scale,
@@ -393,7 +393,7 @@ def _cut(
     grad: AnyArray,
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
     """Chunks of the unique rows [u0, u1), blocks of hot rows among them, their sums."""
-    bounds, blocks = _plan.cut_segments_cpu()(starts, u0, u1, _backward.CHUNK)
+    bounds, blocks = _plan.cut_segments(starts, u0, u1, _backward.CHUNK)
     dim = grad.shape[1]
     sums = np.empty((len(blocks), dim), np.float32)
     if len(blocks):
@@ -418,7 +418,7 @@ def backward(
         return out
     if argmax is not None:
         bags, _, _ = _entries(merged, 0, count, Coefficients(coefficients.bag_ids, None, None))
-        bounds, _ = _plan.cut_segments_cpu()(starts, 0, count, _backward.CHUNK)
+        bounds, _ = _plan.cut_segments(starts, 0, count, _backward.CHUNK)
         _backward.backward_max_cpu(dim)(
             bounds, starts, merged.positions, bags, argmax, grad, new_counter(), out
         )
@@ -557,7 +557,7 @@ def weights_grad(
     guard_fork()
     out = np.empty(len(dots), np.float32)
     _dots.weights_grad_cpu()(
-        dots, indices, offsets, _plan.cut_bags_cpu()(offsets, _bags.CHUNK),
+        dots, indices, offsets, _plan.cut_bags(offsets, _bags.CHUNK),
         *_or_one(per_sample_weights), MODES.index(mode), padding_idx, new_counter(), out,
     )  # fmt: skip
     return out

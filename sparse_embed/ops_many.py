@@ -114,7 +114,7 @@ def number_bags(
         scaled: a feature's mode is "mean" or "sqrtn".
     """
     guard_fork()
-    bounds = _plan.cut_bags_cpu()(offsets, _many_bags.CHUNK)
+    bounds = _plan.cut_bags(offsets, _many_bags.CHUNK)
     keys, places = np.empty(len(indices), np.int64), np.empty(len(indices), np.int64)
     scale = np.empty(len(offsets) - 1 if scaled else 0, np.float32)
     outside = np.zeros(len(bounds), np.int64)
@@ -150,7 +150,7 @@ def lookup(
     """Pool every feature whose dim is in `dims`: bag b of feature f goes to out_at[f] + b
     out_step[f], an address and bytes.  Positions that are not found are left out."""
     guard_fork()
-    bounds = _plan.cut_bags_cpu()(bags.offsets, _many_lookup.CHUNK)
+    bounds = _plan.cut_bags(bags.offsets, _many_lookup.CHUNK)
     for dim in dims:
         _many_lookup.pool_many_cpu(dim)(
             found.records_at, bags.keys, bags.offsets, bounds, bags.num_bags,
@@ -184,7 +184,7 @@ def update(
     if u1 <= u0:
         return
     guard_fork()
-    bounds, blocks = _plan.cut_segments_cpu()(merged.starts, u0, u1, _many_update.CHUNK)
+    bounds, blocks = _plan.cut_segments(merged.starts, u0, u1, _many_update.CHUNK)
     sums = np.empty((len(blocks), dim), np.float32)
     for phase in range(0 if len(blocks) else 1, 2):
         _many_update.update_many_cpu(dim, name)(

@@ -103,13 +103,18 @@ class _TeamLowering(NativeLowering):
     def lowering_class(self):
         return _TeamLower
 
+    def run_pass(self, state):
+        # No argument is written through another one (`_jit.team_kernel`).  Only now: formulas are
+        # compiled once for all kernels whose flags are the same.
+        state.flags = state.flags.copy()
+        state.flags.noalias = True
+        return super().run_pass(state)
+
 
 class TeamCompiler(CompilerBase):
     """`pipeline_class` of a jitted function whose call is made by every thread."""
 
     def define_pipelines(self):
-        # No argument is written through another one (`_jit.cpu_kernel`).
-        self.state.flags.noalias = True
         self.state.reload_init.append(start_threads)
         pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
         pipeline.passes = [

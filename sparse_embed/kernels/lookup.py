@@ -107,14 +107,9 @@ def gather_cpu(dim: int, dtype: str = "float32"):
                 if index[k] == padding_idx:
                     zero_row(target, dim)
                     continue
-                if packed:
-                    row_of(records, slot[k], index[k], target, dim, seed, init_kind, init_param)
-                    continue
-                source = row_pointer(records, slot[k])
-                if unlikely(bits(source[0]) == _VIRGIN):
-                    init_row(target, dim, seed, index[k], init_kind, init_param)
-                else:
-                    copy_row(target, source, dim)
+                row = row_of(records, slot[k], index[k], target, dim, seed, init_kind, init_param)
+                if not packed:  # a packed row was widened to the target
+                    copy_row(target, row, dim)
 
     return gather
 

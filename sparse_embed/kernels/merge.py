@@ -42,30 +42,6 @@ def digit_bits(key_bits: int, length: int) -> int:
     return max(1, -(-key_bits // passes))
 
 
-@functools.cache
-def largest_key_cpu():
-    digest = DIGEST
-
-    @team_kernel
-    def largest_key(indices, padding_idx, chunks, counter, largest, kept):
-        """largest[c], kept[c]: the largest index of chunk c but padding, and how many there are."""
-        _ = digest
-        length = indices.shape[0]
-        while True:
-            c = next_chunk(counter, 0)
-            if c >= chunks:
-                break
-            top, count = np.int64(-1), 0
-            for k in range(c * length // chunks, (c + 1) * length // chunks):
-                if indices[k] != padding_idx:
-                    top = max(top, indices[k])
-                    count += 1
-            largest[c] = top
-            kept[c] = count
-
-    return largest_key
-
-
 @device_function
 def _word(index, words, k, is_first, shift, key_mask, position_bits):
     """Word k of the input of a pass: made from the index in the first pass."""

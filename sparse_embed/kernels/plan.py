@@ -16,9 +16,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparse_embed.kernels._jit import DIGEST, cold_function, serial_kernel
 
+Int64 = NDArray[np.int64]
 BLOCK = 256
 HOT = 2048
 _PROBE = 1024  # entries between probes for hot segments: at most HOT, so each is hit
@@ -30,13 +32,10 @@ def cut_bags_cpu():
     digest = DIGEST
 
     @serial_kernel
-    def cut_bags(offsets, size):
-        """-> bounds"""
+    def cut_bags(offsets, size, bounds):
         _ = digest
         num_bags = offsets.shape[0] - 1
-        chunks = (offsets[num_bags] + num_bags + size - 1) // size
-        bounds = np.empty(chunks + 1, np.int64)
-        for c in range(chunks + 1):
+        for c in range(bounds.shape[0]):
             low, high = 0, num_bags
             while low < high:
                 middle = (low + high) >> 1
@@ -45,9 +44,16 @@ def cut_bags_cpu():
                 else:
                     high = middle
             bounds[c] = low
-        return bounds
 
     return cut_bags
+
+
+def cut_bags(offsets: Int64, size: int) -> Int64:
+    """bounds"""
+    work = int(offsets[-1]) + len(offsets) - 1
+    bounds = np.empty(-(-work // size) + 1, np.int64)
+    cut_bags_cpu()(offsets, size, bounds)
+    return bounds
 
 
 @cold_function
@@ -68,12 +74,10 @@ def cut_segments_cpu():
     digest = DIGEST
 
     @serial_kernel
-    def cut_segments(starts, u0, u1, size):
-        """-> bounds, blocks"""
+    def cut_segments(starts, u0, u1, size, bounds, blocks):
+        """-> how many blocks there are"""
         _ = digest
-        chunks = (starts[u1] - starts[u0] + _ROW * (u1 - u0) + size - 1) // size
-        bounds = np.empty(chunks + 1, np.int64)
-        for c in range(chunks + 1):
+        for c in range(bounds.shape[0]):
             low, high = u0, u1
             while low < high:
                 u = (low + high) >> 1
@@ -82,25 +86,30 @@ def cut_segments_cpu():
                 else:
                     high = u
             bounds[c] = low
-        blocks = np.empty((0, 2), np.int64)
-        for fill in range(2):  # count, then fill
-            j = 0
-            entry = starts[u0]
-            while entry < starts[u1]:
-                u = _segment_of(starts, u0, u1, entry)
-                begin, end = starts[u], starts[u + 1]
-                if end - begin <= HOT:
-                    entry += _PROBE
-                    continue
-                while begin < end:
-                    if fill == 1:
-                        blocks[j, 0] = begin
-                        blocks[j, 1] = min(begin + BLOCK, end)
-                    begin += BLOCK
-                    j += 1
-                entry = end
-            if fill == 0:
-                blocks = np.empty((j, 2), np.int64)
-        return bounds, blocks
+        j = 0
+        entry = starts[u0]
+        while entry < starts[u1]:
+            u = _segment_of(starts, u0, u1, entry)
+            begin, end = starts[u], starts[u + 1]
+            if end - begin <= HOT:
+                entry += _PROBE
+                continue
+            while begin < end:
+                blocks[j, 0] = begin
+                blocks[j, 1] = min(begin + BLOCK, end)
+                begin += BLOCK
+                j += 1
+            entry = end
+        return j
 
     return cut_segments
+
+
+def cut_segments(starts: Int64, u0: int, u1: int, size: int) -> tuple[Int64, Int64]:
+    """bounds, blocks"""
+    entries = int(starts[u1] - starts[u0])
+    work = entries + _ROW * (u1 - u0)
+    bounds = np.empty(-(-work // size) + 1, np.int64)
+    blocks = np.empty((entries // BLOCK + entries // HOT, 2), np.int64)  # at most
+    count = cut_segments_cpu()(starts, u0, u1, size, bounds, blocks)
+    return bounds, blocks[:count]

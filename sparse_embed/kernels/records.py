@@ -142,35 +142,6 @@ def settle_cpu():
 
 
 @functools.cache
-def reference_cpu():
-    digest = DIGEST
-
-    @team_kernel
-    def reference(flags, slots, put, counter, counts):
-        """Set flags `put` of the slots used; -1 marks a miss, counted by chunk in `counts`.
-
-        Threads may store the same byte twice, always with the same value: nobody else writes now.
-        """
-        digest  # noqa: B018
-        n = slots.shape[0]
-        chunks = counts.shape[0]
-        while True:
-            c = next_chunk(counter, 0)
-            if c >= chunks:
-                break
-            count = 0
-            for i in range(n * c // chunks, n * (c + 1) // chunks):
-                s = slots[i]
-                if s < 0:
-                    count += 1
-                elif (flags[s] & put) != put:
-                    flags[s] = flags[s] | put
-            counts[c] = count
-
-    return reference
-
-
-@functools.cache
 def choose_victims_cpu():
     digest = DIGEST
 

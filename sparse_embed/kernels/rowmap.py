@@ -1,6 +1,7 @@
 """Open-addressing map from row numbers to int64 values.
 
 Shapes   table (C, 2) i8, C a power of two, column 0 the key (EMPTY when free), column 1 the value
+         flags (S,) u1, by value
          keys (n,) i8, each >= 0 · values (n,) i8
 Probing  linear from fmix64(key) & (C - 1); deletion shifts the run back, so there are no tombstones
 Load     the owner (storage.rowmap.RowMap) keeps it at or below 0.6
@@ -47,11 +48,15 @@ def find_cpu():
     digest = DIGEST
 
     @team_kernel
-    def find(table, keys, counter, values):
-        """values[i] = table[keys[i]], or -1 where the key is absent."""
+    def find(table, keys, flags, put, counter, values):
+        """values[i] = table[keys[i]], or -1 where the key is absent.
+
+        Where there are flags (or none: (0,)), those of the values found get `put`.  Threads may
+        store the same byte twice, always with the same value: nobody else writes now.
+        """
         digest  # noqa: B018 - a closure cell: part of the disk cache's key
         mask = np.int64(table.shape[0] - 1)
-        n = keys.shape[0]
+        n, marks = keys.shape[0], flags.shape[0] > 0
         while True:
             c = next_chunk(counter, 0)
             if c >= _CHUNKS:
@@ -61,7 +66,10 @@ def find_cpu():
                 if i + _AHEAD < end:
                     prefetch(table, _home(keys[i + _AHEAD], mask), 0)
                 at = _find(table, mask, keys[i])
-                values[i] = table[at, 1] if table[at, 0] == keys[i] else EMPTY
+                value = table[at, 1] if table[at, 0] == keys[i] else EMPTY
+                values[i] = value
+                if marks and value >= 0 and (flags[value] & put) != put:
+                    flags[value] = flags[value] | put
 
     return find
 
@@ -122,24 +130,6 @@ def erase_cpu():
         return removed
 
     return erase
-
-
-@functools.cache
-def rehash_cpu():
-    digest = DIGEST
-
-    @serial_kernel
-    def rehash(old, new):
-        """Copy every entry of `old` into the empty table `new`."""
-        digest  # noqa: B018
-        mask = np.int64(new.shape[0] - 1)
-        for i in range(old.shape[0]):
-            if old[i, 0] != EMPTY:
-                at = _find(new, mask, old[i, 0])
-                new[at, 0] = old[i, 0]
-                new[at, 1] = old[i, 1]
-
-    return rehash
 
 
 @functools.cache

@@ -92,7 +92,7 @@ def clip_row(g, dim, clip_value, clip_norm):
                 g[d] = g[d] * factor
 
 
-@cold_function
+@device_function
 def materialize(record, dim, state_lanes, row, seed, init_kind, init_param, fill):
     """Write a virgin row's first weights and state into its record."""
     init_row(record, dim, seed, row, init_kind, init_param)

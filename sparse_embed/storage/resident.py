@@ -142,7 +142,11 @@ class Slots:
     def put(self, slots: Int64, data: Floats) -> None:
         """Change records; they belong to the next commit."""
         self.scatter(slots, data)
-        kernels.change_flags_cpu()(self.flags, slots, _NONE, DIRTY)
+        self._change_flags(slots, _NONE, DIRTY)
+
+    def _change_flags(self, slots: Int64, clear: np.uint8, put: np.uint8) -> None:
+        if slots.size:
+            kernels.change_flags_cpu()(self.flags, slots, clear, put)
 
     def mark_written(self) -> None:
         kernels.mark_written_cpu()(self.flags, self.limit)
@@ -341,22 +345,21 @@ class IndexedSlots(Slots):
 
     def slots(self, rows: Int64) -> Int64 | None:
         self.trim()
-        slots = self._index.find(rows)
-        kernels.reference_cpu()(self.flags, slots, REFERENCED, new_counter(), self._counts)
-        if not self._counts.any():
-            return slots
+        slots = self._index.find(rows, self.flags, REFERENCED)
         absent = slots < 0
+        if not absent.any():
+            return slots
         missing = np.unique(rows[absent])
         hits = slots[~absent]
         try:
-            kernels.change_flags_cpu()(self.flags, hits, _NONE, PINNED)
+            self._change_flags(hits, _NONE, PINNED)
             got = self._make_room(missing.size)
         finally:
-            kernels.change_flags_cpu()(self.flags, hits, PINNED, _NONE)
+            self._change_flags(hits, PINNED, _NONE)
         if got is None:
             return None
         self._bring_in(missing, got)
-        slots[absent] = self._index.find(rows[absent])
+        slots[absent] = self._index.find(rows[absent], self.flags, REFERENCED)
         return slots
 
     def _bring_in(self, rows: Int64, slots: Int64) -> None:
@@ -394,7 +397,7 @@ class IndexedSlots(Slots):
         if short > 0:
             victims = np.empty(short, np.int64)
             found, hand = kernels.choose_victims_cpu()(self.flags, self._high, self._hand, victims)
-            kernels.change_flags_cpu()(self.flags, victims[:found], PINNED, _NONE)
+            self._change_flags(victims[:found], PINNED, _NONE)
             if found < short:
                 return None
             self._hand = int(hand)

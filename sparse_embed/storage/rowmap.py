@@ -11,7 +11,10 @@ from sparse_embed.storage.budget import Budget
 
 _SMALLEST = 1024
 _LOAD = 0.6
+_BLOCK = 1 << 20
+_NO_FLAGS, _NOTHING = np.empty(0, np.uint8), np.uint8(0)
 Int64 = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
 
 
 class RowMap:
@@ -58,17 +61,20 @@ class RowMap:
 
     def _rehash(self, capacity: int) -> None:
         table = self._empty(capacity)
-        kernels.rehash_cpu()(self._table, table)
+        for begin in range(0, len(self._table) if self.count else 0, _BLOCK):
+            entries = self._table[begin : begin + _BLOCK]
+            entries = entries[entries[:, 0] >= 0]
+            kernels.insert_cpu()(table, entries[:, 0].copy(), entries[:, 1].copy())
         self._drop()
         self._table = table
 
-    def find(self, keys: Int64) -> Int64:
-        """The values of `keys`, -1 where absent."""
+    def find(self, keys: Int64, flags: Bytes = _NO_FLAGS, put: np.uint8 = _NOTHING) -> Int64:
+        """The values of `keys`, -1 where absent; the flags of those found get `put`."""
         values = np.empty(keys.shape[0], np.int64)
         if self.count == 0:
             values.fill(-1)
         else:
-            kernels.find_cpu()(self._table, keys, new_counter(), values)
+            kernels.find_cpu()(self._table, keys, flags, put, new_counter(), values)
         return values
 
     def insert(self, keys: Int64, values: Int64) -> None:
