@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-byte_function = numba.njit(nogil=True, error_model="numpy")
+byte_function = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)
 """A formula on bytes at an address.  Unlike `device_function` it is compiled once per process, not
 once for the kernel and once more for the body of its parallel loop (Numba compiles overloads per
 set of flags): half a second less before the first hash.  Plain Python cannot read an address; the

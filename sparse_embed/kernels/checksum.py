@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function, serial_kernel
+from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._jit import DIGEST, device_function, serial_kernel, team_kernel
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -71,7 +71,7 @@ def xxh64_cpu():
     @serial_kernel
     def xxh64(words, seed):
         digest  # noqa: B018 - a closure cell: part of the disk cache's key
-        return _xxh64(words, 0, words.shape[0], seed)
+        return _xxh64(words, np.int64(0), words.shape[0], seed)
 
     return xxh64
 
@@ -80,10 +80,13 @@ def xxh64_cpu():
 def block_digests_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def block_digests(words, block_words, seed, digests):
+    @team_kernel
+    def block_digests(words, block_words, seed, digests, counter):
         digest  # noqa: B018
-        for b in prange(digests.shape[0]):
+        while True:
+            b = next_chunk(counter, 0)
+            if b >= digests.shape[0]:
+                break
             end = min((b + 1) * block_words, words.shape[0])
             digests[b] = _xxh64(words, b * block_words, end, seed)
 
@@ -96,7 +99,7 @@ def block_digests_serial():
     digest = DIGEST
 
     @serial_kernel
-    def block_digests(words, block_words, seed, digests):
+    def block_digests(words, block_words, seed, digests, _counter):
         digest  # noqa: B018
         for b in range(digests.shape[0]):
             end = min((b + 1) * block_words, words.shape[0])

@@ -19,10 +19,10 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._bytes import byte_function
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel
+from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._jit import DIGEST, team_kernel
 from sparse_embed.kernels.fnv import fasttext_hash
 from sparse_embed.kernels.murmur import (
     fmix64,
@@ -84,12 +84,15 @@ def magnitude32(h):
 def hash_strings_cpu(scheme: int, layout: int, output: int):
     digest = DIGEST
 
-    @cpu_kernel
-    def hash_strings(base, starts, lengths, states, num_embeddings, out, signs):
+    @team_kernel
+    def hash_strings(base, starts, lengths, states, num_embeddings, out, signs, counter):
         digest  # noqa: B018 - a closure cell: part of the disk cache's key
         n, k = out.shape
         per_key = np.int64(1) if states.shape[0] > 1 else np.int64(0)
-        for c in prange((n + _CHUNK - 1) // _CHUNK):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= (n + _CHUNK - 1) // _CHUNK:
+                break
             for i in range(c * _CHUNK, min(n, (c + 1) * _CHUNK)):
                 at = base + np.int64(starts[i])
                 if layout == OFFSETS:
@@ -136,12 +139,15 @@ def hash_strings_cpu(scheme: int, layout: int, output: int):
 def hash_ids_cpu(scheme: int, output: int):
     digest = DIGEST
 
-    @cpu_kernel
-    def hash_ids(values, states, num_embeddings, out):
+    @team_kernel
+    def hash_ids(values, states, num_embeddings, out, counter):
         digest  # noqa: B018 - a closure cell: part of the disk cache's key
         n, k = out.shape
         per_key = np.int64(1) if states.shape[0] > 1 else np.int64(0)
-        for c in prange((n + _CHUNK - 1) // _CHUNK):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= (n + _CHUNK - 1) // _CHUNK:
+                break
             for i in range(c * _CHUNK, min(n, (c + 1) * _CHUNK)):
                 h2 = _ZERO
                 if scheme == MURMUR3:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import functools
 
-from numba import prange
-
-from sparse_embed.kernels._intrinsics import row_pointer
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function
+from sparse_embed.kernels._intrinsics import next_chunk, row_pointer
+from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
 from sparse_embed.kernels.reduce import dot
 
 QUERIES = 16  # a chunk of queries shares each tile
@@ -34,7 +32,7 @@ def contains(sorted_ids, low, high, wanted):
 
 @functools.cache
 def rank_block_cpu(dim: int):
-    """kernel(queries, candidates, ids, seen_indptr, seen, best_ids, best_scores)
+    """kernel(queries, candidates, ids, seen_indptr, seen, best_ids, best_scores, counter)
 
     queries      (Q, D) f4
     candidates   (N, D) f4
@@ -46,12 +44,15 @@ def rank_block_cpu(dim: int):
     """
     digest = DIGEST
 
-    @cpu_kernel
-    def kernel(queries, candidates, ids, seen_indptr, seen, best_ids, best_scores):
+    @team_kernel
+    def kernel(queries, candidates, ids, seen_indptr, seen, best_ids, best_scores, counter):
         _ = digest
         number = queries.shape[0]
         k = best_ids.shape[1]
-        for chunk in prange((number + QUERIES - 1) // QUERIES):
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= (number + QUERIES - 1) // QUERIES:
+                break
             for tile in range(0, candidates.shape[0], TILE):
                 for q in range(chunk * QUERIES, min(number, (chunk + 1) * QUERIES)):
                     a = row_pointer(queries, q)

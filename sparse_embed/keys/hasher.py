@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels import hashing
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import guard_fork, new_counter
 from sparse_embed.keys.census import Census
 from sparse_embed.keys.chunks import (
     EMPTY_LENGTHS,
@@ -340,10 +340,11 @@ class KeyHasher:
                 raise ArgumentError(f"keys: the {self.scheme} recipe hashes integers, got strings")
             layout = hashing.SPANS if chunk.spans else hashing.OFFSETS
             kernel = hashing.hash_strings_cpu(self._scheme.code, layout, output)
-            kernel(chunk.base, chunk.starts, chunk.lengths, states, rows, out, signs)
+            kernel(chunk.base, chunk.starts, chunk.lengths, states, rows, out, signs, new_counter())
             return
         self._check_ids(chunk, position)
-        hashing.hash_ids_cpu(self._scheme.code, output)(chunk.values, states, rows, out)
+        kernel = hashing.hash_ids_cpu(self._scheme.code, output)
+        kernel(chunk.values, states, rows, out, new_counter())
 
     def _check_ids(self, ids: Ids, position: int) -> None:
         if not self._scheme.ids:

@@ -11,7 +11,7 @@ import scipy.sparse
 
 from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError, IndexRangeError
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import guard_fork, new_counter
 from sparse_embed.kernels.ranking import rank_block_cpu
 
 _BLOCK = 1 << 16  # candidate rows looked up at a time: 17 MB at D = 64
@@ -45,7 +45,8 @@ def rank(
         indptr, taken = seen.indptr.astype(np.int64), seen.indices.astype(np.int64)
     for start in range(0, len(candidates), _BLOCK):
         ids = candidates[start : start + _BLOCK]
-        kernel(queries, rows_of(ids), ids, indptr, taken, best_ids, best_scores)
+        rows = rows_of(ids)
+        kernel(queries, rows, ids, indptr, taken, best_ids, best_scores, new_counter())
     return best_ids, best_scores
 
 

@@ -41,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_embed.errors import ArgumentError
+from sparse_embed.kernels._jit import new_counter
 from sparse_embed.kernels.checksum import block_digests_cpu, block_digests_serial, xxh64_cpu
 
 BLOCK = 4096
@@ -162,7 +163,7 @@ class FrameDigest:
             return
         digests = np.empty(-(-data.size // DIGEST_BLOCK), np.uint64)
         kernel = block_digests_cpu() if parallel else block_digests_serial()
-        kernel(data.view(np.uint64), DIGEST_BLOCK // 8, self._salt, digests)
+        kernel(data.view(np.uint64), DIGEST_BLOCK // 8, self._salt, digests, new_counter())
         self._parts.append(digests)
 
     def value(self) -> int:
