@@ -19,33 +19,38 @@ import numpy as np
 from sparse_embed.kernels._intrinsics import at
 from sparse_embed.kernels._jit import device_function
 from sparse_embed.kernels.reduce import dot
+from sparse_embed.kernels.vectors import blocks, load_columns, spread, store_columns
 
 
 @device_function
 def adagrad_value(w, total, g, clr, eps):
     """One new weight and its accumulator, from a gradient that has the decay in it."""
     total = total + g * g
-    return w - clr * (g / (np.float32(math.sqrt(total)) + eps)), total
+    return w - clr * (g / (math.sqrt(total) + eps)), total
 
 
 @device_function
 def adagrad_row(w, g, dim, scalars):
     """Update one record in place."""
-    clr, weight_decay, eps = scalars[0], scalars[1], scalars[2]
-    total = at(w, dim)
-    for d in range(dim):
-        decayed = g[d] + weight_decay * w[d]
-        w[d], total[d] = adagrad_value(w[d], total[d], decayed, clr, eps)
+    clr, weight_decay, eps = spread(scalars[0]), spread(scalars[1]), spread(scalars[2])
+    totals = at(w, dim)
+    for b in range(blocks(dim)):
+        old = load_columns(w, b, dim)
+        decayed = load_columns(g, b, dim) + weight_decay * old
+        new, total = adagrad_value(old, load_columns(totals, b, dim), decayed, clr, eps)
+        store_columns(totals, b, dim, total)
+        store_columns(w, b, dim, new)
 
 
 @device_function
 def row_wise_adagrad_row(w, g, dim, scalars):
     """Update one record in place."""
-    lr, weight_decay, eps = scalars[0], scalars[1], scalars[2]
-    for d in range(dim):
-        g[d] = g[d] + weight_decay * w[d]
+    lr, weight_decay, eps = scalars[0], spread(scalars[1]), scalars[2]
+    for b in range(blocks(dim)):
+        decayed = load_columns(g, b, dim) + weight_decay * load_columns(w, b, dim)
+        store_columns(g, b, dim, decayed)
     total = w[dim] + dot(g, g, dim) / np.float32(dim)
     w[dim] = total
-    rate = lr / (np.float32(math.sqrt(total)) + eps)
-    for d in range(dim):
-        w[d] = w[d] - rate * g[d]
+    rate = spread(lr / (np.float32(math.sqrt(total)) + eps))
+    for b in range(blocks(dim)):
+        store_columns(w, b, dim, load_columns(w, b, dim) - rate * load_columns(g, b, dim))

@@ -24,6 +24,7 @@ import numpy as np
 from sparse_embed.kernels._intrinsics import at
 from sparse_embed.kernels._jit import device_function
 from sparse_embed.kernels.reduce import dot
+from sparse_embed.kernels.vectors import blocks, load_columns, spread, store_columns
 
 
 @device_function
@@ -35,32 +36,36 @@ def adam_moment(old, new, weight):
 @device_function
 def adam_value(w, m, v, rate, decay, eps, root):
     """One new weight from its moments."""
-    return w * decay - rate * (m / (np.float32(math.sqrt(v)) * root + eps))
+    return w * decay - rate * (m / (math.sqrt(v) * root + eps))
 
 
 @device_function
 def lazy_adam_row(w, g, dim, scalars):
     """Update one record in place."""
-    rate, decay, eps, root = scalars[0], scalars[1], scalars[2], scalars[3]
-    weight1, weight2 = scalars[4], scalars[5]
+    rate, decay, eps = spread(scalars[0]), spread(scalars[1]), spread(scalars[2])
+    root, weight1, weight2 = spread(scalars[3]), spread(scalars[4]), spread(scalars[5])
     exp_avg, exp_avg_sq = at(w, dim), at(w, 2 * dim)
-    for d in range(dim):
-        m = adam_moment(exp_avg[d], g[d], weight1)
-        v = adam_moment(exp_avg_sq[d], g[d] * g[d], weight2)
-        exp_avg[d] = m
-        exp_avg_sq[d] = v
-        w[d] = adam_value(w[d], m, v, rate, decay, eps, root)
+    for b in range(blocks(dim)):
+        x = load_columns(g, b, dim)
+        m = adam_moment(load_columns(exp_avg, b, dim), x, weight1)
+        v = adam_moment(load_columns(exp_avg_sq, b, dim), x * x, weight2)
+        store_columns(exp_avg, b, dim, m)
+        store_columns(exp_avg_sq, b, dim, v)
+        new = adam_value(load_columns(w, b, dim), m, v, rate, decay, eps, root)
+        store_columns(w, b, dim, new)
 
 
 @device_function
 def row_wise_adam_row(w, g, dim, scalars):
     """Update one record in place."""
-    rate, decay, eps, root = scalars[0], scalars[1], scalars[2], scalars[3]
-    weight1, weight2 = scalars[4], scalars[5]
+    rate, decay, eps = spread(scalars[0]), spread(scalars[1]), spread(scalars[2])
+    root, weight1 = spread(scalars[3]), spread(scalars[4])
     exp_avg = at(w, dim)
-    v = adam_moment(w[2 * dim], dot(g, g, dim) / np.float32(dim), weight2)
-    w[2 * dim] = v
-    for d in range(dim):
-        m = adam_moment(exp_avg[d], g[d], weight1)
-        exp_avg[d] = m
-        w[d] = adam_value(w[d], m, v, rate, decay, eps, root)
+    mean = adam_moment(w[2 * dim], dot(g, g, dim) / np.float32(dim), scalars[5])
+    w[2 * dim] = mean
+    v = spread(mean)
+    for b in range(blocks(dim)):
+        m = adam_moment(load_columns(exp_avg, b, dim), load_columns(g, b, dim), weight1)
+        store_columns(exp_avg, b, dim, m)
+        new = adam_value(load_columns(w, b, dim), m, v, rate, decay, eps, root)
+        store_columns(w, b, dim, new)

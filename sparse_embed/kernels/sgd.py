@@ -8,6 +8,7 @@ Shapes   w, g: pointers to D float32 · scalars (SCALARS,) f4, see `update`
 from __future__ import annotations
 
 from sparse_embed.kernels._jit import device_function
+from sparse_embed.kernels.vectors import blocks, load_columns, spread, store_columns
 
 
 @device_function
@@ -19,6 +20,7 @@ def sgd_value(w, g, lr, weight_decay):
 @device_function
 def sgd_row(w, g, dim, scalars):
     """Update one record in place."""
-    lr, weight_decay = scalars[0], scalars[1]
-    for d in range(dim):
-        w[d] = sgd_value(w[d], g[d], lr, weight_decay)
+    lr, weight_decay = spread(scalars[0]), spread(scalars[1])
+    for b in range(blocks(dim)):
+        new = sgd_value(load_columns(w, b, dim), load_columns(g, b, dim), lr, weight_decay)
+        store_columns(w, b, dim, new)
