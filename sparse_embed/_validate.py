@@ -14,7 +14,8 @@ import numpy as np
 from sparse_embed._typing import METRICS, MODES, NO_PADDING, AnyArray, FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError, IndexRangeError
 from sparse_embed.kernels._jit import guard_fork, new_counter
-from sparse_embed.kernels.bounds import count_outside_cpu, never_falls_cpu
+from sparse_embed.kernels.bounds import count_outside_cpu
+from sparse_embed.kernels.plan import cut_bags_if_sorted
 
 _INT64 = np.dtype(np.int64)
 _SMALL = 1 << 15  # below: NumPy is faster than a parallel kernel
@@ -171,6 +172,21 @@ def _raise_range(
     )
 
 
+def as_bags(
+    offsets: object, num_positions: int, size: int, *, include_last_offset: bool = True
+) -> tuple[IndexArray, IndexArray | None]:
+    """As `as_offsets`, and bags cut into chunks of that size in passing (`kernels/plan`), or None
+    where the offsets had to be converted first."""
+    if include_last_offset and is_plain_int64(offsets):
+        plain: IndexArray = offsets  # type: ignore[assignment]
+        if plain.ndim == 1 and len(plain) and plain[0] == 0 and plain[-1] == num_positions:
+            guard_fork()
+            bounds = cut_bags_if_sorted(plain, size)
+            if bounds is not None:
+                return plain, bounds
+    return as_offsets(offsets, num_positions, include_last_offset=include_last_offset), None
+
+
 def as_offsets(
     offsets: object, num_positions: int, *, include_last_offset: bool = True
 ) -> IndexArray:
@@ -184,11 +200,6 @@ def as_offsets(
     Raises:
         ArgumentError: wrong dtype, shape, first or last entry, or decreasing.
     """
-    if include_last_offset and is_plain_int64(offsets):
-        plain: IndexArray = offsets  # type: ignore[assignment]
-        whole = plain.ndim == 1 and len(plain) and plain[0] == 0 and plain[-1] == num_positions
-        if whole and _never_falls(plain):
-            return plain
     array = _as_integers("offsets", offsets)
     if array.ndim != 1:
         raise ArgumentError(f"offsets: expected shape (B+1,), got {array.shape}")
@@ -217,13 +228,6 @@ def as_offsets(
             f" offsets[{b + 1}] = {result[b + 1]}"
         )
     return result
-
-
-def _never_falls(offsets: IndexArray) -> bool:
-    if len(offsets) <= _SMALL:
-        return bool((offsets[1:] >= offsets[:-1]).all())
-    guard_fork()
-    return bool(never_falls_cpu()(offsets))
 
 
 def as_grad(

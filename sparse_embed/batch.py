@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from sparse_embed import _validate
-from sparse_embed._typing import FloatArray, IndexArray
+from sparse_embed._typing import NO_PADDING, FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError
+from sparse_embed.ops import LOOKUP_CHUNK as CHUNK
+
+_SUMS = (None, "sum", "mean", "sqrtn")
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,7 @@ class Batch:
 
     lead: the shape of the result without its last axis: () of bags or of positions.
     unchecked: the range of the indices is still to be checked, by `check` or by the kernel.
+    bounds: the bags cut into the chunks of a lookup, where the checks did it in passing.
     """
 
     indices: IndexArray
@@ -28,6 +33,7 @@ class Batch:
     lead: tuple[int, ...]
     num_embeddings: int = 0
     unchecked: bool = False
+    bounds: IndexArray | None = None
 
     def check(self) -> None:
         """Raises IndexRangeError when an index is outside the table."""
@@ -56,8 +62,9 @@ class Batch:
         weights = None if self.weights is None else self.weights[begin:end]
         lead = (last - first,)
         return replace(
-            self, indices=self.indices[begin:end], offsets=offsets, weights=weights, lead=lead
-        )
+            self, indices=self.indices[begin:end], offsets=offsets, weights=weights, lead=lead,
+            bounds=None,
+        )  # fmt: skip
 
     def slots(self, found: IndexArray) -> IndexArray:
         """Slots by position, from the slots of `rows`."""
@@ -66,6 +73,16 @@ class Batch:
         slots = np.zeros(len(self.indices), np.int64)
         slots[self.indices != self.padding] = found
         return slots
+
+
+def _plain_bags(num_embeddings: int, indices: Any, offsets: object, mode: object) -> Batch | None:
+    """What `make_batch` does where nothing has to be converted; None where something has."""
+    if mode not in _SUMS or indices.ndim != 1 or not _validate.is_plain_int64(offsets):
+        return None
+    starts, bounds = _validate.as_bags(offsets, len(indices), CHUNK)
+    how = "sum" if mode is None else str(mode)
+    lead = (len(starts) - 1,)
+    return Batch(indices, starts, how, None, NO_PADDING, False, lead, num_embeddings, True, bounds)
 
 
 def make_batch(
@@ -85,6 +102,16 @@ def make_batch(
     Raises:
         ArgumentError, IndexRangeError: as `_validate` says; nothing has changed.
     """
+    plain = per_sample_weights is None and padding_idx is None and include_last_offset
+    if (
+        later
+        and plain
+        and (mode is None or isinstance(mode, str))
+        and _validate.is_plain_int64(indices)
+    ):
+        bags = _plain_bags(num_embeddings, indices, offsets, mode)
+        if bags is not None:
+            return bags
     padding = _validate.as_padding_idx(padding_idx)
     has_padding = padding_idx is not None
     pools = (offsets is not None or mode is not None) and mode != "max"
@@ -96,6 +123,7 @@ def make_batch(
         flat = checked.reshape(-1)
         return Batch(flat, None, None, None, padding, has_padding, checked.shape, num_embeddings)
     pooling = _validate.as_mode("sum" if mode is None else mode)
+    bounds = None
     if offsets is None:
         if checked.ndim < 1:
             raise ArgumentError("indices: pooling needs at least one axis, got a scalar")
@@ -104,12 +132,13 @@ def make_batch(
     else:
         if checked.ndim != 1:
             raise ArgumentError(f"indices: with offsets expected shape (L,), got {checked.shape}")
-        starts = _validate.as_offsets(
-            offsets, len(checked), include_last_offset=include_last_offset
+        starts, bounds = _validate.as_bags(
+            offsets, len(checked), CHUNK, include_last_offset=include_last_offset
         )
         lead = (len(starts) - 1,)
     weights = _validate.as_per_sample_weights(per_sample_weights, checked.shape, pooling)
     flat = checked if checked.ndim == 1 else checked.reshape(-1)
     return Batch(
-        flat, starts, pooling, weights, padding, has_padding, lead, num_embeddings, unchecked
-    )
+        flat, starts, pooling, weights, padding, has_padding, lead, num_embeddings, unchecked,
+        bounds,
+    )  # fmt: skip

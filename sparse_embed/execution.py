@@ -329,7 +329,9 @@ def _lookup(records: ops.Records, slots: IndexArray, batch: Batch, _begin: int) 
     limit = batch.num_embeddings if batch.unchecked else None
     where = records, slots, batch.indices, batch.offsets
     try:
-        return ops.lookup_bags(*where, batch.weights, batch.mode, batch.padding, limit)
+        return ops.lookup_bags(
+            *where, batch.weights, batch.mode, batch.padding, limit, batch.bounds
+        )
     except ops.OutsideError:
         batch.check()
         raise

@@ -68,6 +68,7 @@ from sparse_embed.kernels._jit import guard_fork, new_counter
 from sparse_embed.optim import Optimizer
 
 __all__ = [
+    "LOOKUP_CHUNK",
     "NO_PADDING",
     "Coefficients",
     "Merged",
@@ -90,6 +91,7 @@ __all__ = [
     "weights_grad",
 ]
 
+LOOKUP_CHUNK = _lookup.CHUNK
 _NO_INDICES: IndexArray = np.empty(0, np.int64)
 _ONE: FloatArray = np.ones(1, np.float32)  # stands for weights or scales that are all 1
 
@@ -198,9 +200,11 @@ def lookup_bags(
     mode: str,
     padding_idx: int,
     limit: int | None = None,
+    bounds: IndexArray | None = None,
 ) -> FloatArray:
     """Rows, pooled in bags: (B, D) float32.  An empty bag gives zeros.
 
+    bounds: the bags cut into chunks of LOOKUP_CHUNK, where the caller has that already.
     limit: with it the indices need not have been checked, but slots are indices; not for "max".
 
     Raises:
@@ -208,7 +212,8 @@ def lookup_bags(
     """
     guard_fork()
     out = np.empty((len(offsets) - 1, rec.dim), np.float32)
-    bounds = _plan.cut_bags(offsets, _lookup.CHUNK)
+    if bounds is None:
+        bounds = _plan.cut_bags(offsets, _lookup.CHUNK)
     dtype = rec.precision.dtype
     counter = new_counter()
     where = rec.records, slots, indices, offsets, bounds

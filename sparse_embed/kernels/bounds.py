@@ -10,8 +10,8 @@ import functools
 
 import numpy as np
 
-from sparse_embed.kernels._intrinsics import first, next_chunk
-from sparse_embed.kernels._jit import DIGEST, device_function, serial_kernel, team_kernel
+from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
 
 UNLIMITED = np.uint64(2**64 - 1)
 """A limit for indices that were checked before."""
@@ -49,19 +49,3 @@ def count_outside_cpu():
             outside[c] = count
 
     return count_outside
-
-
-@functools.cache
-def never_falls_cpu():
-    digest = DIGEST
-
-    @serial_kernel
-    def never_falls(offsets):
-        _ = digest
-        falls, offset = 0, first(offsets)
-        for b in range(offsets.shape[0] - 1):
-            if offset[b + 1] < offset[b]:
-                falls += 1
-        return falls == 0
-
-    return never_falls

@@ -115,19 +115,22 @@ def update_many_cpu(dim: int, name: str):
                     if record_of[u] == 0:
                         continue
                 j = first_block(blocks, begin) if end - begin > HOT else -1
-                zero_row(g, dim)
+                total = g if end - begin <= BLOCK else block  # one block: no sum of sums
+                if end - begin > BLOCK:
+                    zero_row(g, dim)
                 for start in range(begin, end, BLOCK):
-                    source = block
+                    source = total
                     if j < 0:
                         sum_block_many(
-                            block, start, min(start + BLOCK, end), last,
+                            total, start, min(start + BLOCK, end), last,
                             position, place, weight, weight_step, factor, scale_step,
                             num_bags, source_at, source_step, dim,
                         )  # fmt: skip
                     else:
                         source = row_pointer(block_sums, j)
                         j += 1
-                    add_row(g, source, dim)
+                    if end - begin > BLOCK:
+                        add_row(g, source, dim)
                 if phase == 0:
                     copy_row(row_pointer(block_sums, u), g, dim)
                     continue

@@ -18,6 +18,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_embed.kernels._intrinsics import first
 from sparse_embed.kernels._jit import DIGEST, cold_function, serial_kernel
 
 Int64 = NDArray[np.int64]
@@ -33,8 +34,12 @@ def cut_bags_cpu():
 
     @serial_kernel
     def cut_bags(offsets, size, bounds):
+        """-> whether the offsets never fall; where they do, bounds are rubbish"""
         _ = digest
         num_bags = offsets.shape[0] - 1
+        offset, falls = first(offsets), 0
+        for b in range(num_bags):
+            falls += offset[b + 1] < offset[b]
         for c in range(bounds.shape[0]):
             low, high = 0, num_bags
             while low < high:
@@ -44,15 +49,22 @@ def cut_bags_cpu():
                 else:
                     high = middle
             bounds[c] = low
+        return falls == 0
 
     return cut_bags
 
 
-def cut_bags(offsets: Int64, size: int) -> Int64:
-    """bounds"""
+def cut_bags_if_sorted(offsets: Int64, size: int) -> Int64 | None:
+    """bounds; None where the offsets, whose first and last are as they should be, fall."""
     work = int(offsets[-1]) + len(offsets) - 1
     bounds = np.empty(-(-work // size) + 1, np.int64)
-    cut_bags_cpu()(offsets, size, bounds)
+    return bounds if cut_bags_cpu()(offsets, size, bounds) else None
+
+
+def cut_bags(offsets: Int64, size: int) -> Int64:
+    """bounds, from offsets that were checked"""
+    bounds = cut_bags_if_sorted(offsets, size)
+    assert bounds is not None
     return bounds
 
 
