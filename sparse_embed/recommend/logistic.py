@@ -28,6 +28,9 @@ class Logistic(ContrastModel):
         negative_weight: what the M negatives weigh together, against the one item taken.
         in_batch: the negatives are the items of the block's own interactions.
 
+    More epochs overfit: on citeulike-a (leave one out) 10 reach a recall@20 of 0.217, 50 ended at
+    0.040, and 10 with negative_weight=64 at 0.030.  An `EarlyStopping` finds the place.
+
     References:
         Johnson: Logistic Matrix Factorization for Implicit Feedback Data. 2014.  He et al.: Neural
         Collaborative Filtering. WWW 2017 (4 sampled negatives).
@@ -40,7 +43,7 @@ class Logistic(ContrastModel):
         self,
         embedding_dim: int = 64,
         *,
-        epochs: int = 50,
+        epochs: int = 10,
         lr: float | None = None,
         regularization: float = 0.01,
         negative_power: float = 0.5,
