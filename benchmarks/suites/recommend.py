@@ -30,6 +30,7 @@ def run(settings: Settings) -> Iterator[Case]:
 
 def interactions(users: int, items: int, each: int, tastes: int = 16) -> Any:
     """(users, items) CSR: every user mostly takes popular items of a few of `tastes` kinds."""
+    tastes = min(tastes, items // 5)  # each has some items, however few there are
     rng = np.random.default_rng(0)
     popularity = np.arange(1, items + 1) ** -workloads.USERS
     kind = rng.integers(0, tastes, items)

@@ -6,6 +6,20 @@ from typing import Any
 
 import numpy as np
 from numba import cuda
+from numba.cuda.simulator import kernelapi
+
+_plain_array = kernelapi.FakeCUDALocal.array
+
+
+def _zeros(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Local memory.  Lanes behind a row's end compute with what lies there and store nothing; on a
+    GPU that may be rubbish, but Python's sqrt raises for less than zero."""
+    array = _plain_array(self, *args, **kwargs)
+    array.fill(0)
+    return array
+
+
+kernelapi.FakeCUDALocal.array = _zeros
 
 
 class Card:
