@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import numpy as np
 import pytest
 
 import sparse_embed as se
-from sparse_embed.storage import frame_writer
+from sparse_embed.storage import files, frame_writer
 from sparse_embed.storage import journal as journal_module
 from sparse_embed.storage.frame import segment_number
 from tests.crash.workload import Twin, create, open_store, picture, step, steps_done
@@ -273,3 +274,35 @@ def test_steps_done_is_what_the_commit_says(tmp_path):
     commits(tmp_path / "m", 2)
     with open_store(tmp_path / "m", "r") as store:
         assert steps_done(store) == 2
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_chunk_that_cannot_be_written_fails_the_commit(tmp_path, monkeypatch, wait):
+    for module in (journal_module, frame_writer):
+        monkeypatch.setattr(module, "CHUNK", 1 << 20)
+    store = se.Store.create(tmp_path / "m")
+    table = store.create_table("t", num_embeddings=50_000, embedding_dim=16)
+    table.assign(np.arange(10), np.ones((10, 16), np.float32))
+    store.commit()
+    table.assign(np.arange(50_000), np.full((50_000, 16), 2, np.float32))
+    plain, calls = files.CALLS.pwrite, []
+
+    def broken(fd, data, offset):
+        calls.append(offset)
+        if len(calls) == 2:  # in the middle of the frame, and in the writing thread
+            raise OSError(errno.EIO, "planted")
+        return plain(fd, data, offset)
+
+    monkeypatch.setattr(files.CALLS, "pwrite", broken)
+    with pytest.raises(OSError, match=r"cannot write a commit to .*journal-000001"):
+        store.commit() if wait else store.commit(wait=False).wait()
+    assert len(calls) >= 2
+    monkeypatch.setattr(files.CALLS, "pwrite", plain)
+    assert store.last_commit == 1
+    store.rollback()
+    assert np.array_equal(table.lookup(np.arange(10)), np.ones((10, 16), np.float32))
+    table.assign(np.arange(50_000), np.full((50_000, 16), 3, np.float32))
+    store.commit()
+    store.close(checkpoint=False)
+    with se.Store.open(tmp_path / "m") as store:
+        assert np.array_equal(store.tables["t"].lookup([0, 49_999]), np.full((2, 16), 3))
