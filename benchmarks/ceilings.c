@@ -55,26 +55,61 @@ void gather_sum(const float *records, int64_t stride, const int64_t *indices,
     }
 }
 
-/* Adam on records [weight | exp_avg | exp_avg_sq]; merged gradients are given. */
-void adam_rows(float *records, int64_t stride, const int64_t *rows, int64_t count,
-               const float *grad, float rate, float beta1, float beta2, float eps, int64_t ahead,
-               int threads) {
-    const int64_t chunk = count / (threads * 16) + 1;
-#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
-    for (int64_t i = 0; i < count; i++) {
-        int64_t next = i + ahead < count ? i + ahead : count - 1;
-        ahead_of(records + rows[next] * stride, 3 * DIM, 1);
-        float *w = records + rows[i] * stride, *m = w + DIM, *v = m + DIM;
-        const float *g = grad + i * DIM;
-        for (int d = 0; d < DIM; d++) {
-            float a = beta1 * m[d] + (1.0f - beta1) * g[d];
-            float s = beta2 * v[d] + (1.0f - beta2) * g[d] * g[d];
-            m[d] = a;
-            v[d] = s;
-            w[d] -= rate * a / (sqrtf(s) + eps);
-        }
+/* One row moved by its gradient; the state lies behind the weights, as our records have it. */
+static inline void lazy_adam_row(float *w, const float *g, float rate, float eps) {
+    const float beta1 = 0.9f, beta2 = 0.999f;
+    float *m = w + DIM, *v = m + DIM;
+    for (int d = 0; d < DIM; d++) {
+        float a = beta1 * m[d] + (1.0f - beta1) * g[d];
+        float s = beta2 * v[d] + (1.0f - beta2) * g[d] * g[d];
+        m[d] = a;
+        v[d] = s;
+        w[d] -= rate * a / (sqrtf(s) + eps);
     }
 }
+
+static inline void adagrad_row(float *w, const float *g, float rate, float eps) {
+    float *sum = w + DIM;
+    for (int d = 0; d < DIM; d++) {
+        float s = sum[d] + g[d] * g[d];
+        sum[d] = s;
+        w[d] -= rate * g[d] / (sqrtf(s) + eps);
+    }
+}
+
+static inline void row_wise_adagrad_row(float *w, const float *g, float rate, float eps) {
+    float lane[16] = {0}, total = 0;
+    for (int d = 0; d < DIM / 16 * 16; d += 16)
+        for (int j = 0; j < 16; j++) lane[j] += g[d + j] * g[d + j];
+    for (int d = DIM / 16 * 16; d < DIM; d++) lane[d % 16] += g[d] * g[d];
+    for (int j = 0; j < 16; j++) total += lane[j];
+    w[DIM] += total / DIM;
+    const float scale = rate / (sqrtf(w[DIM]) + eps);
+    for (int d = 0; d < DIM; d++) w[d] -= scale * g[d];
+}
+
+static inline void sgd_row(float *w, const float *g, float rate, float eps) {
+    (void)eps;
+    for (int d = 0; d < DIM; d++) w[d] -= rate * g[d];
+}
+
+/* An optimizer on distinct records; merged gradients are given. */
+#define ROWS(optimizer, lanes)                                                                     \
+    void optimizer##_rows(float *records, int64_t stride, const int64_t *rows, int64_t count,      \
+                          const float *grad, float rate, float eps, int64_t ahead, int threads) {  \
+        const int64_t chunk = count / (threads * 16) + 1;                                          \
+        _Pragma("omp parallel for schedule(dynamic, chunk) num_threads(threads)")                  \
+        for (int64_t i = 0; i < count; i++) {                                                      \
+            int64_t next = i + ahead < count ? i + ahead : count - 1;                              \
+            ahead_of(records + rows[next] * stride, lanes, 1);                                     \
+            optimizer##_row(records + rows[i] * stride, grad + i * DIM, rate, eps);                \
+        }                                                                                          \
+    }
+
+ROWS(lazy_adam, 3 * DIM)
+ROWS(adagrad, 2 * DIM)
+ROWS(row_wise_adagrad, DIM + 1)
+ROWS(sgd, DIM)
 
 /* Gradients of bags summed by row: out[u] = sum of grad[bag] over the sorted positions of row u. */
 void gather_grads(const float *grad, const int32_t *bag, const int64_t *starts, int64_t rows,

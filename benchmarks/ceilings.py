@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 _SOURCE = Path(__file__).with_name("ceilings.c")
 _DISTANCES = (2, 4, 8, 16, 32)
 _INT = ctypes.c_int64
+EPS = {"lazy_adam": 1e-8, "adagrad": 1e-10, "row_wise_adagrad": 1e-10, "sgd": 0.0}
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -119,19 +120,20 @@ class Ceilings:
         )  # fmt: skip
         return out
 
-    def adam_rows(
-        self, records: Floats, rows: Ints, grad: Floats, rate: float, ahead: int = 4
+    def update_rows(
+        self, name: str, records: Floats, rows: Ints, grad: Floats, rate: float, ahead: int = 4
     ) -> None:
-        """One Adam update of distinct rows, gradients given."""
+        """One update of distinct rows by the optimizer `name` (of `EPS`), gradients given."""
         if self._c is None:
             from benchmarks import ceilings_numba
 
-            ceilings_numba.adam_rows(records, rows, grad, np.float32(rate))
+            ceilings_numba.UPDATES[name](
+                records, rows, grad, np.float32(rate), np.float32(EPS[name])
+            )
             return
-        numbers = [ctypes.c_float(x) for x in (rate, 0.9, 0.999, 1e-8)]
-        self._c.adam_rows(
+        getattr(self._c, f"{name}_rows")(
             _at(records), _INT(records.strides[0] // 4), _at(rows), _INT(len(rows)), _at(grad),
-            *numbers, _INT(ahead), self._threads,
+            ctypes.c_float(rate), ctypes.c_float(EPS[name]), _INT(ahead), self._threads,
         )  # fmt: skip
 
     def merge(self, grad: Floats, rows: Ints, bags: NDArray[np.int32], room: Room) -> None:

@@ -34,9 +34,9 @@ def _gather_sum(records, indices, offsets, weights, mean, out):  # type: ignore[
 
 
 @njit(parallel=True)
-def _adam_rows(records, rows, grad, rate):  # type: ignore[no-untyped-def]
+def _lazy_adam_rows(records, rows, grad, rate, eps):  # type: ignore[no-untyped-def]
     dim = grad.shape[1]
-    beta1, beta2, eps, one = np.float32(0.9), np.float32(0.999), np.float32(1e-8), np.float32(1)
+    beta1, beta2, one = np.float32(0.9), np.float32(0.999), np.float32(1)
     for i in prange(len(rows)):
         row = records[rows[i]]
         for d in range(dim):
@@ -44,6 +44,46 @@ def _adam_rows(records, rows, grad, rate):  # type: ignore[no-untyped-def]
             row[dim + d] = beta1 * row[dim + d] + (one - beta1) * g
             row[2 * dim + d] = beta2 * row[2 * dim + d] + (one - beta2) * g * g
             row[d] -= rate * row[dim + d] / (np.sqrt(row[2 * dim + d]) + eps)
+
+
+@njit(parallel=True)
+def _adagrad_rows(records, rows, grad, rate, eps):  # type: ignore[no-untyped-def]
+    dim = grad.shape[1]
+    for i in prange(len(rows)):
+        row = records[rows[i]]
+        for d in range(dim):
+            g = grad[i, d]
+            row[dim + d] += g * g
+            row[d] -= rate * g / (np.sqrt(row[dim + d]) + eps)
+
+
+@njit(parallel=True)
+def _row_wise_adagrad_rows(records, rows, grad, rate, eps):  # type: ignore[no-untyped-def]
+    dim = grad.shape[1]
+    for i in prange(len(rows)):
+        row, total = records[rows[i]], np.float32(0)
+        for d in range(dim):
+            total += grad[i, d] * grad[i, d]
+        row[dim] += total / np.float32(dim)
+        scale = rate / (np.sqrt(row[dim]) + eps)
+        for d in range(dim):
+            row[d] -= scale * grad[i, d]
+
+
+@njit(parallel=True)
+def _sgd_rows(records, rows, grad, rate, eps):  # type: ignore[no-untyped-def]
+    for i in prange(len(rows)):
+        row = records[rows[i]]
+        for d in range(grad.shape[1]):
+            row[d] -= rate * grad[i, d]
+
+
+UPDATES = {
+    "lazy_adam": _lazy_adam_rows,
+    "adagrad": _adagrad_rows,
+    "row_wise_adagrad": _row_wise_adagrad_rows,
+    "sgd": _sgd_rows,
+}
 
 
 @njit(parallel=True)
@@ -63,10 +103,6 @@ def gather_sum(
     records: Floats, indices: Ints, offsets: Ints, weights: Floats | None, mean: bool, out: Floats
 ) -> None:
     _gather_sum(records, indices, offsets, _NONE if weights is None else weights, mean, out)
-
-
-def adam_rows(records: Floats, rows: Ints, grad: Floats, rate: np.float32) -> None:
-    _adam_rows(records, rows, grad, rate)
 
 
 def merge(

@@ -7,6 +7,7 @@ theirs / ours at least so much, or ours / theirs at most so much.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,7 @@ def rows(data: dict[str, Any]) -> list[list[str]]:
                 at_least = goal.wanted > 0
                 pairs = ratio(a, b) if at_least else ratio(b, a)
                 met = pairs[0] >= goal.wanted if at_least else pairs[0] <= -goal.wanted
+                verdict = "reached" if met else "**missed**" + _at_the_floor(case, a)
                 found.append([
                     goal.label, case["name"],
                     f"{theirs} {time_text(float(np.median(a)))}",
@@ -91,9 +93,17 @@ def rows(data: dict[str, Any]) -> list[list[str]]:
                     + time_text(float(np.median(b))),
                     ratio_text(pairs),
                     f"at least {goal.wanted:g}" if at_least else f"at most {-goal.wanted:g}",
-                    "reached" if met else "**missed**",
+                    verdict,
                 ])  # fmt: skip
     return found
+
+
+def _at_the_floor(case: dict[str, Any], theirs: Sequence[float]) -> str:
+    """What theirs / ours would be, took we no longer than the floor that the case has; or ""."""
+    for name, samples in case["samples"].items():
+        if name.endswith(": floor") and samples and samples is not theirs:
+            return f"; at the floor in {name.split(':')[0]}: {ratio_text(ratio(theirs, samples))}"
+    return ""
 
 
 def _pairs(goal: Goal, case: dict[str, Any]) -> list[tuple[str, str]]:

@@ -76,7 +76,7 @@ def test_ceilings_agree_in_c_and_numba(has_compiler, monkeypatch):
     assert room.sums == pytest.approx(wanted, abs=1e-5)
     records = rng.random((50, 32)).astype(np.float32)
     before = records.astype(np.float64)
-    native.adam_rows(records, unique, room.sums, 0.1)
+    native.update_rows("lazy_adam", records, unique, room.sums, 0.1)
     m = 0.9 * before[unique, 8:16] + 0.1 * wanted
     v = 0.999 * before[unique, 16:24] + 0.001 * wanted**2
     assert records[unique, :8] == pytest.approx(
@@ -160,6 +160,9 @@ def test_goals_compare_the_right_sides():
     verdicts = {(row[0], row[-1]) for row in rows}
     assert ("step, Adam, Zipf", "reached") in verdicts
     assert ("step, Adam, against its floor", "**missed**") in verdicts
+    case.samples["torch"] = [11.0, 11.0]
+    (row, _) = targets.rows(_result(train_step=[case]))
+    assert row[-1] == "**missed**; at the floor in C: 22.00 (22.00 to 22.00)"
     commits = harness.Case("w: a commit every 10 steps", {"commit()": [1.2], "no commits": [1.0]})
     commits.samples["allowed for commit()"] = [1.1]
     ((_, _, allowed, ours, _, _, verdict),) = targets.rows(_result(durability=[commits]))

@@ -85,7 +85,7 @@ def _step(
         table.update(grad, batches[i % 4], offsets, mode="sum")
 
     facts: dict[str, Any] = {"rows touched a step": len(np.unique(batches[0]))}
-    least = floor(table, work, batches, offsets, grad, facts)[:1]
+    least = floor(table, "lazy_adam", work, batches, offsets, grad, facts)[:1]
     rounds = settings.count(12 if work.length > 200_000 else 25, 2)
     case = race(
         f"{axis} {place:g}: {work.name}",

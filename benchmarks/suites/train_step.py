@@ -1,7 +1,7 @@
 """One training step: pooled forward, backward, optimizer; ours against torch and FBGEMM.
 
 "C: floor" is what a step cannot avoid, in C: the lookup, the sort of (row, bag), the sum of each
-row's gradients, and Adam on the records given these sums, each as its own pass.
+row's gradients, and the optimizer on the records given these sums, each as its own pass.
 """
 
 from __future__ import annotations
@@ -79,8 +79,7 @@ def _race(
     unique = np.mean([len(np.unique(batch)) for batch in batches])
     lanes = {"lazy_adam": 3, "adagrad": 2, "sgd": 1, "row_wise_adagrad": 1}[name]
     facts: dict[str, Any] = {"rows touched a step": float(unique)}
-    if name == "lazy_adam":
-        competitors += floor(table, work, batches, offsets, grad, facts)
+    competitors += floor(table, name, work, batches, offsets, grad, facts)
     case = race(
         f"{name}: {work.name}",
         competitors,
@@ -94,6 +93,7 @@ def _race(
 
 def floor(
     table: se.EmbeddingTable,
+    name: str,
     work: Workload,
     batches: list[Any],
     offsets: Any,
@@ -108,7 +108,12 @@ def floor(
     bags = np.repeat(np.arange(work.batch_size, dtype=np.int32), work.bag_size)
     native.merge(grad, batches[0], bags, rooms[0])
     near = best_distance(lambda a: native.gather_sum(records, batches[0], offsets, ahead=a))
-    far = best_distance(lambda a: native.adam_rows(records, unique[0], rooms[0].sums, 0.0, ahead=a))
+
+    def update(i: int, rate: float, ahead: int) -> None:
+        at = i % count
+        native.update_rows(name, records, unique[at], rooms[at].sums, rate, ahead)
+
+    far = best_distance(lambda a: update(0, 0.0, a))
     facts |= {"prefetch distances of the ceiling": [near, far]}
     expected = np.zeros((len(unique[0]), work.embedding_dim))
     where = np.searchsorted(unique[0], batches[0])
@@ -119,12 +124,12 @@ def floor(
 
     def rows_only(i: int) -> None:
         native.gather_sum(records, batches[i % count], offsets, ahead=near)
-        native.adam_rows(records, unique[i % count], rooms[i % count].sums, 1e-3, ahead=far)
+        update(i, 1e-3, far)
 
     def all_of_it(i: int) -> None:
         native.gather_sum(records, batches[i % count], offsets, ahead=near)
         native.merge(grad, batches[i % count], bags, rooms[i % count])
-        native.adam_rows(records, unique[i % count], rooms[i % count].sums, 1e-3, ahead=far)
+        update(i, 1e-3, far)
 
     return [
         Competitor(label("floor"), all_of_it),
@@ -151,8 +156,21 @@ def _gate(work: Workload, name: str, kinds: list[type[peers.Tables]]) -> None:
         found.step(found.prepare([batch], offsets, grad))
         return found.weight()
 
+    def floor_step() -> Any:
+        native, room = Ceilings(work.embedding_dim, se.get_num_threads()), Room(batch, shape[1])
+        records = np.zeros((shape[0], 4 * shape[1]), np.float32)
+        records[:, : shape[1]] = weight
+        bags = np.repeat(np.arange(work.batch_size, dtype=np.int32), work.bag_size)
+        native.merge(grad, batch, bags, room)
+        rate = peers.LR[name]
+        if name == "lazy_adam":  # the first step's bias corrections
+            rate *= float(np.sqrt(1 - 0.999)) / (1 - 0.9)
+        native.update_rows(name, records, np.unique(batch), room.sums, rate)
+        return records[:, : shape[1]]
+
     competitors = [
         Competitor("sparse_embed", print, ours),
+        Competitor(label("floor"), print, floor_step),
         *(Competitor(kind.name, print, lambda kind=kind: theirs(kind)) for kind in kinds),
     ]
     # float32 sums in another order, then one step of at most lr.

@@ -13,11 +13,11 @@ import numpy as np
 
 import sparse_embed as se
 from benchmarks import tables
-from benchmarks.ceilings import Ceilings, best_distance, label
+from benchmarks.ceilings import EPS, Ceilings, best_distance, label
 from benchmarks.harness import Case, Competitor, Settings, gate, race
 from benchmarks.workloads import Workload
 
-ABOUT = "apply merged gradients: four optimizers, two skews; C's Adam on the same records"
+ABOUT = "apply merged gradients: four optimizers, two skews; C on the same records"
 
 
 def run(settings: Settings) -> Iterator[Case]:
@@ -45,15 +45,13 @@ def _race(settings: Settings, name: str, table: se.EmbeddingTable, work: Workloa
         for found, value in zip(rows, values, strict=True)
     ]
     competitors = [Competitor("sparse_embed", lambda i: table.apply(merged[i % 4]))]
-    if name == "lazy_adam":
-        _gate_adam(table, native, rows[0], values[0], merged[0])
-        ahead = best_distance(lambda a: native.adam_rows(records, rows[0], values[0], 0.0, ahead=a))
-        competitors.append(
-            Competitor(
-                label("row update"),
-                lambda i: native.adam_rows(records, rows[i % 4], values[i % 4], 1e-3, ahead=ahead),
-            )
-        )
+    _gate(name, table, native, rows[0], values[0], merged[0])
+
+    def update(i: int, rate: float, ahead: int) -> None:
+        native.update_rows(name, records, rows[i % 4], values[i % 4], rate, ahead)
+
+    ahead = best_distance(lambda a: update(0, 0.0, a))
+    competitors.append(Competitor(label("row update"), lambda i: update(i, 1e-3, ahead)))
     lanes = records.shape[1]
     count = float(np.mean([len(found) for found in rows]))
     return race(
@@ -64,18 +62,30 @@ def _race(settings: Settings, name: str, table: se.EmbeddingTable, work: Workloa
     )
 
 
-def _gate_adam(
-    table: se.EmbeddingTable, native: Ceilings, rows: Any, values: Any, merged: se.SparseGrad
+def _gate(
+    name: str,
+    table: se.EmbeddingTable,
+    native: Ceilings,
+    rows: Any,
+    values: Any,
+    merged: se.SparseGrad,
 ) -> None:
     """Our step and C's, from the same records, against the formula in float64."""
     records, dim = tables.records(table), table.embedding_dim
     before = records[rows].copy()
-    weight, m, v = (before[:, n * dim : (n + 1) * dim].astype(np.float64) for n in range(3))
-    m = 0.9 * m + 0.1 * values
-    v = 0.999 * v + 0.001 * values.astype(np.float64) ** 2
-    step = table.step + 1
-    rate = 1e-3 * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-    wanted = weight - rate * m / (np.sqrt(v) + 1e-8)
+    wide, g, rate = before.astype(np.float64), values.astype(np.float64), float(table.lr)
+    weight, state, second = wide[:, :dim], wide[:, dim : 2 * dim], wide[:, 2 * dim : 3 * dim]
+    if name == "lazy_adam":
+        step = table.step + 1
+        rate *= np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+        change = (0.9 * state + 0.1 * g) / (np.sqrt(0.999 * second + 0.001 * g**2) + EPS[name])
+    elif name == "adagrad":
+        change = g / (np.sqrt(state + g**2) + EPS[name])
+    elif name == "row_wise_adagrad":
+        total = wide[:, dim : dim + 1] + np.mean(g**2, axis=1, keepdims=True)
+        change = g / (np.sqrt(total) + EPS[name])
+    else:
+        change = g
 
     def ours() -> Any:
         table.apply(merged)
@@ -83,7 +93,8 @@ def _gate_adam(
 
     def c() -> Any:
         records[rows] = before
-        native.adam_rows(records, rows, values, rate)
+        native.update_rows(name, records, rows, values, rate)
         return records[rows, :dim]
 
-    gate([Competitor("sparse_embed", print, ours), Competitor("C", print, c)], wanted, 1e-5, "Adam")
+    competitors = [Competitor("sparse_embed", print, ours), Competitor("C", print, c)]
+    gate(competitors, weight - rate * change, 1e-5, name)
