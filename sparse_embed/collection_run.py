@@ -189,7 +189,8 @@ class ManyExecution:
         """
         chosen = set(range(len(self.runs)) if tables is None else tables)
         skipped = [t for t in range(len(self.runs)) if t not in chosen or self.modes[t] == "max"]
-        merged = ops.merge(batch.bags.keys if self._few else batch.bags.keys[:0], ops_many.NO_KEY)
+        keys = batch.bags.keys if self._few else batch.bags.keys[:0]
+        merged, shares = ops.merge_gradient(keys, ops_many.NO_KEY, batch.bags.coefficients)
         found, away = self._find(merged.indices, skipped)
         near = sorted(chosen - set(away))
         scalars = self._scalars(near)
@@ -202,7 +203,7 @@ class ManyExecution:
                 optimizer = self._optimizers[begin]
                 if optimizer is not None:
                     ops_many.update(
-                        batch.bags, merged, found, int(cuts[begin]), int(cuts[end]),
+                        batch.batch_size, merged, shares, found, int(cuts[begin]), int(cuts[end]),
                         self.key_starts, (scalars, *self._constants), self.runs[begin].dim,
                         optimizer.name, grad_at, grad_step,
                     )  # fmt: skip

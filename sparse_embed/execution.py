@@ -194,8 +194,8 @@ class Execution:
     def backward(self, batch: Any, grad: Any) -> tuple[IndexArray, FloatArray]:
         """The merged gradient: sorted row numbers (U,) and values (U, D)."""
         argmax = self.argmax(batch)
-        merged = ops.merge(batch.indices, batch.padding)
-        return merged.indices, ops.backward(merged, coefficients(batch), grad, argmax)
+        merged, shares = _merged(batch)
+        return merged.indices, ops.backward(merged, shares, grad, argmax)
 
     def nearest(
         self, queries: FloatArray, k: int, metric: str, rows: IndexArray | range
@@ -267,8 +267,7 @@ class Execution:
     def update(self, batch: Batch, grad: FloatArray, optimizer: Optimizer) -> None:
         """One fused step."""
         argmax = self.argmax(batch)
-        merged = ops.merge(batch.indices, batch.padding)
-        shares = coefficients(batch)
+        merged, shares = _merged(batch)
         step, lr = self.table.step + 1, self.table.lr
         self._step(
             merged.indices,
@@ -321,6 +320,14 @@ def coefficients(batch: Batch) -> ops.Coefficients:
     return ops.bag_coefficients(
         batch.indices, batch.offsets, batch.weights, batch.mode or "sum", batch.padding
     )
+
+
+def _merged(batch: Batch) -> tuple[ops.Merged, ops.Coefficients]:
+    """The unique rows of a batch, and by how much each of their entries counts."""
+    shares = coefficients(batch)
+    if batch.mode == "max":
+        return ops.merge(batch.indices, batch.padding), shares
+    return ops.merge_gradient(batch.indices, batch.padding, shares)
 
 
 def _lookup(records: ops.Records, slots: IndexArray, batch: Batch, _begin: int) -> FloatArray:

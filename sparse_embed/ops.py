@@ -79,11 +79,14 @@ __all__ = [
     "bag_coefficients",
     "dots",
     "dropout_scale",
+    "gradient_entries",
     "initialize",
     "lookup",
     "lookup_bags",
     "max_positions",
     "merge",
+    "merge_gradient",
+    "merge_places",
     "merge_top_k",
     "scores",
     "top_k",
@@ -135,7 +138,7 @@ class Merged:
     """The unique rows of a batch and where they occur.
 
     indices: (U,) int64, sorted, unique.  starts: (U+1,) int64.  positions: (n,) int64, those of row
-    u at [starts[u], starts[u+1]), ascending.  Padded positions are not there.
+    u at [starts[u], starts[u+1]), ascending; or what stands for them.  Padded ones are not there.
     """
 
     indices: IndexArray
@@ -282,6 +285,35 @@ def merge(indices: IndexArray, padding_idx: int) -> Merged:
     Raises:
         ArgumentError: 2^32 positions or more.
     """
+    return _merge_payload(indices, padding_idx, _NO_INDICES, len(indices))
+
+
+def merge_places(
+    indices: IndexArray, padding_idx: int, places: IndexArray, num_places: int
+) -> Merged:
+    """As `merge`, with places[k], below num_places, instead of position k in `positions`."""
+    return _merge_payload(indices, padding_idx, places, num_places)
+
+
+def merge_gradient(
+    indices: IndexArray, padding_idx: int, coefficients: Coefficients
+) -> tuple[Merged, Coefficients]:
+    """What `backward` and `update` need of a batch, other than of mode "max".
+
+    Where no weight asks for the positions, the bags' numbers are sorted in their place: then each
+    position is its own bag, and nothing has to be looked up in the order of rows.
+    """
+    bag_ids, scale = coefficients.bag_ids, coefficients.scale
+    if bag_ids is None or coefficients.weights is not None:
+        return merge(indices, padding_idx), coefficients
+    num_bags = int(bag_ids[-1]) + 1 if len(bag_ids) else 1
+    merged = merge_places(indices, padding_idx, bag_ids, num_bags)
+    return merged, Coefficients(None, None, scale)
+
+
+def _merge_payload(
+    indices: IndexArray, padding_idx: int, payload: IndexArray, num_payloads: int
+) -> Merged:
     guard_fork()
     length = len(indices)
     if length >= 2**32:  # the sort counts in 32 bits: such a batch takes 100 GB to train on
@@ -293,31 +325,32 @@ def merge(indices: IndexArray, padding_idx: int) -> Merged:
         return Merged(_NO_INDICES, np.zeros(1, np.int64), _NO_INDICES)
     largest = indices.max() if num_kept == length else indices.max(where=is_kept, initial=0)
     key_bits = max(1, int(largest).bit_length())
-    position_bits = max(1, (length - 1).bit_length())
-    if key_bits + position_bits > 64:
-        return _merge_wide(indices, padding_idx, key_bits, position_bits)
-    words = _sorted_words(indices, padding_idx, 0, key_bits, position_bits, num_kept)
-    positions, starts = np.empty(num_kept, np.int64), np.empty(num_kept + 1, np.int64)
+    payload_bits = max(1, (num_payloads - 1).bit_length())
+    if key_bits + payload_bits > 64:
+        return _merge_wide(indices, padding_idx, payload, key_bits)
+    words = _sorted_words(indices, payload, padding_idx, 0, key_bits, payload_bits, num_kept)
+    payloads, starts = np.empty(num_kept, np.int64), np.empty(num_kept + 1, np.int64)
     unique = np.empty(num_kept, np.int64)
     firsts = np.empty(chunks + 1, np.int64)
     for step in range(2):
         _merge.segments_cpu()(
-            words, position_bits, chunks, step, firsts, new_counter(), positions, unique, starts
+            words, payload_bits, chunks, step, firsts, new_counter(), payloads, unique, starts
         )
     num_unique = int(firsts[chunks])
     starts[num_unique] = num_kept
-    return Merged(unique[:num_unique], starts[: num_unique + 1], positions)
+    return Merged(unique[:num_unique], starts[: num_unique + 1], payloads)
 
 
 def _sorted_words(
     indices: IndexArray,
+    payload: IndexArray,
     padding_idx: int,
     key_shift: int,
     key_bits: int,
-    position_bits: int,
+    payload_bits: int,
     num_kept: int,
 ) -> AnyArray:
-    """(num_kept,) uint64: key bits above the position, sorted; padding is left out."""
+    """(num_kept,) uint64: key bits above the payload, sorted; padding is left out."""
     length = len(indices)
     chunks, digit = _merge.num_chunks(length), _merge.digit_bits(key_bits, length)
     target, source, histogram = _scratch.take(length, chunks)
@@ -325,27 +358,34 @@ def _sorted_words(
     for number in range(-(-key_bits // digit)):
         for scatter in (False, True):
             half_pass(
-                indices, padding_idx, key_shift, key_bits, position_bits, digit, number, scatter,
-                num_kept if number else length, chunks, source, target, histogram, new_counter(),
+                indices, payload, padding_idx, key_shift, key_bits, payload_bits, digit, number,
+                scatter, num_kept if number else length, chunks, source, target, histogram,
+                new_counter(),
             )  # fmt: skip
         source, target = target, source
     return source[:num_kept]
 
 
-def _merge_wide(indices: IndexArray, padding_idx: int, key_bits: int, position_bits: int) -> Merged:
-    """Keys that do not fit in a word with their position: the low bits first, then the rest."""
+def _merge_wide(
+    indices: IndexArray, padding_idx: int, payload: IndexArray, key_bits: int
+) -> Merged:
+    """Keys that do not fit in a word with their payload: the low bits first, then the rest."""
+    position_bits = max(1, (len(indices) - 1).bit_length())
     low_bits = 64 - position_bits
     mask = np.uint64((1 << position_bits) - 1)
     num_kept = int(np.count_nonzero(indices != padding_idx))
-    words = _sorted_words(indices, padding_idx, 0, low_bits, position_bits, num_kept)
+    where = _NO_INDICES, padding_idx, 0, low_bits
+    words = _sorted_words(indices, *where, position_bits, num_kept)
     positions = (words & mask).astype(np.int64)
     high = indices[positions]
     high_bits = key_bits - low_bits
-    words = _sorted_words(high, NO_PADDING, low_bits, high_bits, position_bits, num_kept)
+    where = _NO_INDICES, NO_PADDING, low_bits, high_bits
+    words = _sorted_words(high, *where, position_bits, num_kept)
     positions = positions[(words & mask).astype(np.int64)]
     keys = indices[positions]
     begins = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    return Merged(keys[begins], np.append(begins, num_kept).astype(np.int64), positions)
+    starts = np.append(begins, num_kept).astype(np.int64)
+    return Merged(keys[begins], starts, payload[positions] if len(payload) else positions)
 
 
 def bag_coefficients(
@@ -370,12 +410,13 @@ def bag_coefficients(
     return Coefficients(bag_ids, per_sample_weights, scale if scaled else None)
 
 
-def _entries(merged: Merged, u0: int, u1: int, coefficients: Coefficients) -> _Entries:
+def gradient_entries(merged: Merged, u0: int, u1: int, coefficients: Coefficients) -> _Entries:
     """bags, factors, factor_step of the entries of the unique rows [u0, u1): `kernels/entries`."""
     begin, end = int(merged.starts[u0]), int(merged.starts[u1])
     weights, scale = coefficients.weights, coefficients.scale
     if coefficients.bag_ids is None and weights is None:
-        return merged.positions[begin:end], _ONE, 0
+        bags = merged.positions[begin:end]
+        return (bags, _ONE, 0) if scale is None else (bags, scale[bags], 1)
     bags = np.empty(end - begin, np.int64)
     even = weights is None and scale is None
     factors = np.empty(0 if even else end - begin, np.float32)
@@ -422,13 +463,15 @@ def backward(
     if not count:
         return out
     if argmax is not None:
-        bags, _, _ = _entries(merged, 0, count, Coefficients(coefficients.bag_ids, None, None))
+        bags, _, _ = gradient_entries(
+            merged, 0, count, Coefficients(coefficients.bag_ids, None, None)
+        )
         bounds, _ = _plan.cut_segments(starts, 0, count, _backward.CHUNK)
         _backward.backward_max_cpu(dim)(
             bounds, starts, merged.positions, bags, argmax, grad, new_counter(), out
         )
         return out
-    entries = _entries(merged, 0, count, coefficients)
+    entries = gradient_entries(merged, 0, count, coefficients)
     _backward.backward_cpu(dim)(
         *_cut(starts, 0, count, entries, grad), starts, *entries, grad, new_counter(), out
     )
@@ -493,7 +536,7 @@ def update(
         values = backward(part, coefficients, grad, argmax)
         return apply(rec, slots, part.indices, values, optimizer, step, lr)
     guard_fork()
-    entries = _entries(merged, u0, u1, coefficients)
+    entries = gradient_entries(merged, u0, u1, coefficients)
     _update_kernel(rec, optimizer)(
         rec.records, rec.flags, slots, merged.indices, u0,
         *_cut(merged.starts, u0, u1, entries, grad), merged.starts, *entries, grad,

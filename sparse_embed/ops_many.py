@@ -4,7 +4,8 @@ As `ops`: arguments are trusted.  T tables, F features of B bags each, L positio
 A key is one number for (table, row): table t has the keys [key_starts[t], key_starts[t+1]).  Tables
 are kept in the order of their (dim, optimizer), so that unique keys of one kernel lie together.
 
-The story:  number_bags -> find -> lookup;   number_bags -> ops.merge(keys) -> find -> update.
+The story:  number_bags -> find -> lookup;
+            number_bags -> ops.merge_gradient(keys) -> find -> update.
 The specification is `reference`, one table at a time: the same bits (tests/test_collection.py).
 """
 
@@ -69,8 +70,8 @@ class Features:
 
 @dataclass(frozen=True)
 class Bags:
-    """Numbered bags.  offsets (F B + 1,), weights (L,) or None, keys and places (L,), scale (F B,)
-    or None: all 1; see `kernels/many_bags.py`."""
+    """Numbered bags.  offsets (F B + 1,), weights (L,) or None, keys and places (L,), scale (by
+    place) or None: all 1; see `kernels/many_bags.py`."""
 
     num_bags: int
     offsets: IndexArray
@@ -78,6 +79,11 @@ class Bags:
     keys: IndexArray
     places: IndexArray
     scale: FloatArray | None
+
+    @property
+    def coefficients(self) -> ops.Coefficients:
+        """As `ops.merge_gradient` takes them: places are bags of their own."""
+        return ops.Coefficients(self.places, self.weights, self.scale)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,10 @@ class Found:
 def address(array: AnyArray) -> int:
     """Of the first element; the caller keeps the array."""
     return int(array.__array_interface__["data"][0])
+
+
+def _place_bits(num_bags: int) -> int:
+    return (num_bags - 1).bit_length()
 
 
 def _or_one(array: FloatArray | None) -> tuple[FloatArray, int]:
@@ -116,11 +126,12 @@ def number_bags(
     guard_fork()
     bounds = _plan.cut_bags(offsets, _many_bags.CHUNK)
     keys, places = np.empty(len(indices), np.int64), np.empty(len(indices), np.int64)
-    scale = np.empty(len(offsets) - 1 if scaled else 0, np.float32)
+    place_bits = _place_bits(num_bags)
+    scale = np.empty(len(features) << place_bits if scaled else 0, np.float32)
     outside = np.zeros(len(bounds), np.int64)
     _many_bags.number_bags_cpu()(
-        indices, offsets, bounds, num_bags, features.key_base, features.rows, features.padding,
-        features.has_padding, features.modes, *_or_one(weights), new_counter(),
+        indices, offsets, bounds, num_bags, place_bits, features.key_base, features.rows,
+        features.padding, features.has_padding, features.modes, *_or_one(weights), new_counter(),
         keys, places, scale, outside,
     )  # fmt: skip
     if outside.any():
@@ -154,6 +165,7 @@ def lookup(
     for dim in dims:
         _many_lookup.pool_many_cpu(dim)(
             found.records_at, bags.keys, bags.offsets, bounds, bags.num_bags,
+            _place_bits(bags.num_bags),
             *_or_one(bags.weights), *_or_one(bags.scale), features.dims, features.modes,
             features.key_base, features.seeds, features.init_kinds, features.init_params,
             out_at, out_step, new_counter(),
@@ -161,8 +173,9 @@ def lookup(
 
 
 def update(
-    bags: Bags,
+    num_bags: int,
     merged: ops.Merged,
+    coefficients: ops.Coefficients,
     found: Found,
     u0: int,
     u1: int,
@@ -176,7 +189,7 @@ def update(
     """One fused step of the unique keys [u0, u1), all of tables with this dim and optimizer.
 
     Args:
-        merged: `ops.merge(bags.keys, NO_KEY)`; found: of its indices.
+        merged, coefficients: `ops.merge_gradient` of the keys; found: of the merged ones.
         tables: scalars (T, 9), seeds (T,), init_kinds (T,), init_params (T,).
         grad_at, grad_step: (F,) where the upstream gradient of a feature's first bag is, and the
             bytes from bag to bag.
@@ -184,11 +197,12 @@ def update(
     if u1 <= u0:
         return
     guard_fork()
+    entries = ops.gradient_entries(merged, u0, u1, coefficients)
     bounds, blocks = _plan.cut_segments(merged.starts, u0, u1, _many_update.CHUNK)
     sums = np.empty((len(blocks), dim), np.float32)
     for phase in range(0 if len(blocks) else 1, 2):
         _many_update.update_many_cpu(dim, name)(
-            merged.indices, found.records_at, found.flags_at, key_starts, u1, bounds, blocks, sums,
-            merged.starts, merged.positions, bags.places, *_or_one(bags.weights),
-            *_or_one(bags.scale), bags.num_bags, grad_at, grad_step, *tables, phase, new_counter(),
+            merged.indices, found.records_at, found.flags_at, key_starts, u0, u1, bounds, blocks,
+            sums, merged.starts, *entries, _place_bits(num_bags), grad_at, grad_step, *tables,
+            phase, new_counter(),
         )  # fmt: skip

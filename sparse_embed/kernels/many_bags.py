@@ -3,13 +3,13 @@
     bag      f B + b: bag b of feature f, feature-major, as offsets count them
     key      base[f] + index: one number for (table, row), so that one sort merges all tables;
              NO_KEY at padded positions
-    place    f << PLACE_BITS | b: where the position's upstream gradient is found
+    place    f << place_bits | b: where the position's upstream gradient is found; b < 2^place_bits
     scale    by what the sum of a bag is multiplied (`lookup.bag_scale`), by the feature's mode
 
 Shapes   indices (L,) i8 · offsets (F B + 1,) i8 · bounds: see `plan.cut_bags`
          base (F,) i8 · rows (F,) u8: rows of the feature's table · padding (F,) i8, has_padding
          (F,) u1 · mode (F,) i8 · weights (L,) f4, or one 1 and a step of 0
-         keys, places (L,) i8 · scale (F B,) f4 or (0,): not asked
+         keys, places (L,) i8 · scale (F << place_bits,) f4, by place, or (0,): not asked
          outside (chunks,) i8: how many indices of a chunk are out of range
 Order    of the sum of weights: left to right, as `bags`
 """
@@ -26,9 +26,7 @@ from sparse_embed.kernels.lookup import MEAN, bag_scale
 
 CHUNK = 4096
 NO_KEY = -1
-PLACE_BITS = 40
 _NONE = np.int64(NO_KEY)
-_SHIFT = np.int64(PLACE_BITS)
 _ZERO = np.float32(0)
 
 
@@ -38,7 +36,7 @@ def number_bags_cpu():
 
     @team_kernel
     def number_bags(
-        indices, offsets, bounds, num_bags, base, rows, padding, has_padding, mode,
+        indices, offsets, bounds, num_bags, place_bits, base, rows, padding, has_padding, mode,
         weights, weight_step, counter, keys, places, scale, outside,
     ):  # fmt: skip
         _ = digest
@@ -54,7 +52,7 @@ def number_bags_cpu():
                 stop = min(end, (f + 1) * num_bags)
                 first_key, limit, how = base[f], rows[f], mode[f]
                 skip, skips = padding[f], has_padding[f] != 0
-                place = (f << _SHIFT) + bag - f * num_bags
+                place = (f << place_bits) + bag - f * num_bags
                 for b in range(bag, stop):
                     denominator = _ZERO
                     for k in range(offsets[b], offsets[b + 1]):
@@ -69,7 +67,7 @@ def number_bags_cpu():
                         w = weights[k * weight_step]
                         denominator += w if how == MEAN else w * w
                     if scale.shape[0] > 0:
-                        scale[b] = bag_scale(denominator, how)
+                        scale[place] = bag_scale(denominator, how)
                     place += 1
                 bag = stop
             outside[chunk] = bad

@@ -1,9 +1,9 @@
 """Pooled lookup in many tables at once.
 
-    out[f][b] = scale[f B + b] * sum_k w[k] weight(key[k])      k in bag b of feature f
+    out[f][b] = scale[f, b] * sum_k w[k] weight(key[k])      k in bag b of feature f
     max         the largest of each column; the first k wins
 
-Shapes   keys (L,) i8, offsets (F B + 1,) i8, scale (F B,) f4 or one 1 and a step of 0: `many_bags`
+Shapes   keys (L,) i8, offsets (F B + 1,) i8, scale by place or one 1 and a step of 0: `many_bags`
          records_at (L,) i8: see `many_find`; 0 is left out · bounds: see `plan.cut_bags`
          weights (L,) f4, or one 1 and a step of 0
          of a feature: dims, modes, base (first key of its table), seeds (u8), init_kinds,
@@ -46,7 +46,8 @@ def pool_many_cpu(dim: int):
 
     @team_kernel
     def pool_many(
-        records_at, keys, offsets, bounds, num_bags, weights, weight_step, scale, scale_step,
+        records_at, keys, offsets, bounds, num_bags, place_bits,
+        weights, weight_step, scale, scale_step,
         dims, modes, base, seeds, init_kinds, init_params, out_at, out_step, counter,
     ):  # fmt: skip
         _ = digest
@@ -69,6 +70,7 @@ def pool_many_cpu(dim: int):
                     continue
                 mode, first_key = modes[f], base[f]
                 seed, init_kind, init_param = seeds[f], init_kinds[f], init_params[f]
+                place = (f << place_bits) + bag - f * num_bags
                 to = out_at[f] + (bag - f * num_bags) * out_step[f]
                 for b in range(bag, stop):
                     target = f32_at(to)
@@ -90,8 +92,9 @@ def pool_many_cpu(dim: int):
                             for d in range(dim):
                                 total[d] = row[d] if row[d] > total[d] else total[d]
                         none = False
-                    store_scaled_row(target, total, factor[b * scale_step], dim)
+                    store_scaled_row(target, total, factor[place * scale_step], dim)
                     to += out_step[f]
+                    place += 1
                 bag = stop
 
     return pool_many

@@ -2,9 +2,9 @@
 
 Shapes   keys (U,) i8: the unique keys, sorted · records_at, flags_at (U,) i8: see `many_find`; rows
          at 0 are left out · table_starts (T+1,) i8: first key of each table
-         starts, positions: `ops.Merged` · bounds, blocks: see `plan.cut_segments`
-         places (L,) i8: see `many_bags` · weights (L,) f4, or one 1 and a step of 0
-         scale (F B,) f4, or one 1 and a step of 0
+         starts (U+1,) i8 · bounds, blocks: see `plan.cut_segments`
+         of entries [shift, shift + e), see `entries`: places (e,) i8 (`many_bags`)
+         and factors (e,) f4, or one 1 and a step of 0
          grad_at (F,) i8: address of the upstream gradient of a feature's first bag
          grad_step (F,) i8: bytes from bag to bag
          scalars (T, SCALARS) f4, seeds (T,) u8, init_kinds (T,) i8, init_params (T,) f4
@@ -31,7 +31,6 @@ from sparse_embed.kernels._intrinsics import (
 from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
 from sparse_embed.kernels.backward import first_block
 from sparse_embed.kernels.lanes import add_row, add_scaled_row, copy_row, zero_row
-from sparse_embed.kernels.many_bags import PLACE_BITS
 from sparse_embed.kernels.many_find import table_of
 from sparse_embed.kernels.plan import BLOCK, HOT
 from sparse_embed.kernels.update import (
@@ -47,29 +46,26 @@ from sparse_embed.kernels.update import (
 CHUNK = 512  # see `plan`
 _AHEAD_GRAD = 12
 _AHEAD = 6
-_SHIFT = np.int64(PLACE_BITS)
-_BAG = np.int64((1 << PLACE_BITS) - 1)
 _VIRGIN = np.uint32(0)
 _INFINITY = np.float32(np.inf)
 _DIRTY = np.uint8(1)
 
 
 @device_function
-def sum_block_many(
-    total, begin, end, last, positions, places, weights, weight_step, scale, scale_step, num_bags,
-    grad_at, grad_step, dim,
-):  # fmt: skip
-    """total = the sum over entries [begin, end) of the batch, left to right from +0.0."""
+def sum_places(
+    total, begin, end, last, places, factors, factor_step, place_bits, grad_at, grad_step, dim
+):
+    """total = the sum over entries [begin, end), left to right from +0.0."""
+    bag = (np.int64(1) << place_bits) - np.int64(1)
     zero_row(total, dim)
     for i in range(begin, end):
-        ahead = places[positions[min(i + _AHEAD_GRAD, last)]]
-        feature = ahead >> _SHIFT
-        prefetch_at(grad_at[feature] + (ahead & _BAG) * grad_step[feature], dim, 0)
-        k = positions[i]
-        place = places[k]
-        feature, bag = place >> _SHIFT, place & _BAG
-        c = weights[k * weight_step] * scale[(feature * num_bags + bag) * scale_step]
-        add_scaled_row(total, f32_at(grad_at[feature] + bag * grad_step[feature]), c, dim)
+        ahead = places[min(i + _AHEAD_GRAD, last)]
+        feature = ahead >> place_bits
+        prefetch_at(grad_at[feature] + (ahead & bag) * grad_step[feature], dim, 0)
+        place = places[i]
+        feature = place >> place_bits
+        row = f32_at(grad_at[feature] + (place & bag) * grad_step[feature])
+        add_scaled_row(total, row, factors[i * factor_step], dim)
 
 
 @functools.cache
@@ -81,16 +77,15 @@ def update_many_cpu(dim: int, name: str):
 
     @team_kernel
     def update_many(
-        keys, records_at, flags_at, table_starts, u1, bounds, blocks, block_sums, starts,
-        positions, places, weights, weight_step, scale, scale_step, num_bags, grad_at, grad_step,
+        keys, records_at, flags_at, table_starts, u0, u1, bounds, blocks, block_sums, starts,
+        places, factors, factor_step, place_bits, grad_at, grad_step,
         scalars, seeds, init_kinds, init_params, phase, counter,
     ):  # fmt: skip
         _ = digest
-        last = starts[u1] - 1
+        last, shift = places.shape[0] - 1, starts[u0]
         chunks, num_blocks = bounds.shape[0] - 1, blocks.shape[0]
         key_of, record_of, flag_of = first(keys), first(records_at), first(flags_at)
-        position, place, start_of = first(positions), first(places), first(starts)
-        weight, factor = first(weights), first(scale)
+        place, factor, start_of = first(places), first(factors), first(starts)
         source_at, source_step = first(grad_at), first(grad_step)
         g = stack_f32(dim)
         block = stack_f32(dim)
@@ -121,10 +116,9 @@ def update_many_cpu(dim: int, name: str):
                 for start in range(begin, end, BLOCK):
                     source = total
                     if j < 0:
-                        sum_block_many(
-                            total, start, min(start + BLOCK, end), last,
-                            position, place, weight, weight_step, factor, scale_step,
-                            num_bags, source_at, source_step, dim,
+                        sum_places(
+                            total, start - shift, min(start + BLOCK, end) - shift, last,
+                            place, factor, factor_step, place_bits, source_at, source_step, dim,
                         )  # fmt: skip
                     else:
                         source = row_pointer(block_sums, j)

@@ -3,14 +3,17 @@
     order      a stable sort of the positions by index, padded positions dropped
     segments   the entries of each unique index
 
-Shapes   indices (L,) i8 · source, target (L,) u8 scratch · histogram (chunks+1, 4096) u4 scratch
-         positions (n,) i8 · unique (U,) i8 · starts (U+1,) i8 · counter (2,) i8, zeros
-How      the words `key << position_bits | position` are sorted by LSD radix on the key's bits in
+Payload  what is sorted along: the position, or any number payload[k] of it: who sums gradients
+         wants its bag, and is spared to look it up where positions are in no order
+Shapes   indices (L,) i8 · payload (L,) i8, below 2^payload_bits; or (0,): the position
+         source, target (L,) u8 scratch · histogram (chunks+1, 4096) u4 scratch
+         payloads (n,) i8 · unique (U,) i8 · starts (U+1,) i8 · counter (2,) i8, zeros
+How      the words `key << payload_bits | payload` are sorted by LSD radix on the key's bits in
          use: 12 bits a pass below 2^19 positions, 8 above (4096 open streams miss the TLB there).
          Chunks are cut by L alone.  A sort has one result, so threads cannot show.
          Each pass is two calls, the counts and the scatter; the thread that finishes the last
          chunk turns counts into places.
-Wide     key bits + position bits > 64: the caller sorts twice, low key bits first (`ops`).
+Wide     key bits + payload bits > 64: the caller sorts twice, low key bits first (`ops`).
 Source   Knuth, TAOCP volume 3, 5.2.5
 """
 
@@ -43,10 +46,11 @@ def digit_bits(key_bits: int, length: int) -> int:
 
 
 @device_function
-def _word(index, words, k, is_first, shift, key_mask, position_bits):
+def _word(index, load, has_load, words, k, is_first, shift, key_mask, payload_bits):
     """Word k of the input of a pass: made from the index in the first pass."""
     if is_first:
-        return (((np.uint64(index[k]) >> shift) & key_mask) << position_bits) | np.uint64(k)
+        key = (np.uint64(index[k]) >> shift) & key_mask
+        return (key << payload_bits) | np.uint64(load[k] if has_load else k)
     return words[k]
 
 
@@ -83,19 +87,20 @@ def radix_pass_cpu():
 
     @team_kernel
     def radix_pass(
-        indices, padding_idx, key_shift, key_bits, position_bits, digit, number, scatter, length,
-        chunks, source, target, histogram, counter,
+        indices, payload, padding_idx, key_shift, key_bits, payload_bits, digit, number, scatter,
+        length, chunks, source, target, histogram, counter,
     ):  # fmt: skip
         """Half of pass `number` over the words of key bits [key_shift, key_shift + key_bits): their
         digits are counted, or (scatter) they go from `source` to their places in `target`."""
         _ = digest
-        shift0, low = np.uint64(key_shift), np.uint64(position_bits)
+        shift0, low = np.uint64(key_shift), np.uint64(payload_bits)
         key_mask = (_ONE << np.uint64(key_bits)) - _ONE
         digits = 1 << digit
         digit_mask = np.uint64(digits - 1)
         is_first = number == 0
         shift = low + np.uint64(number * digit)
         index, words, out = first(indices), first(source), first(target)
+        load, has_load = first(payload), payload.shape[0] > 0
         while True:
             c = next_chunk(counter, 0)
             if c >= chunks:
@@ -108,7 +113,7 @@ def radix_pass_cpu():
             for k in range(begin, end):
                 if is_first and index[k] == padding_idx:
                     continue
-                word = _word(index, words, k, is_first, shift0, key_mask, low)
+                word = _word(index, load, has_load, words, k, is_first, shift0, key_mask, low)
                 j = np.int64((word >> shift) & digit_mask)
                 place = places[j]
                 places[j] = np.uint32(place + _ONE32)
@@ -125,14 +130,14 @@ def segments_cpu():
     digest = DIGEST
 
     @team_kernel
-    def segments(words, position_bits, chunks, step, firsts, counter, positions, unique, starts):
+    def segments(words, payload_bits, chunks, step, firsts, counter, payloads, unique, starts):
         """Cut sorted words.  Step 0: firsts[c] = how many unique keys begin before chunk c, for c
         up to `chunks`.  Step 1: the outputs, but for the last of `starts`; long enough."""
         _ = digest
         length = words.shape[0]
-        low = np.uint64(position_bits)
-        position_mask = (_ONE << low) - _ONE
-        sorted_words, position = first(words), first(positions)
+        low = np.uint64(payload_bits)
+        payload_mask = (_ONE << low) - _ONE
+        sorted_words, payload = first(words), first(payloads)
         key_of, start_of = first(unique), first(starts)
         while True:
             c = next_chunk(counter, 0)
@@ -140,14 +145,14 @@ def segments_cpu():
                 break
             begin, end = c * length // chunks, (c + 1) * length // chunks
             u = firsts[c] if step == 1 else 0
-            before = _ONE << np.uint64(63)  # no key: position bits were shifted out
+            before = _ONE << np.uint64(63)  # no key: payload bits were shifted out
             if begin > 0:
                 before = sorted_words[begin - 1] >> low
             for k in range(begin, end):
                 word = sorted_words[k]
                 key = word >> low
                 if step == 1:
-                    position[k] = np.int64(word & position_mask)
+                    payload[k] = np.int64(word & payload_mask)
                     if key != before:
                         key_of[u] = np.int64(key)
                         start_of[u] = k

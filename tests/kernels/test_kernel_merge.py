@@ -40,6 +40,18 @@ def test_extremes_and_padding():
     _check(indices.clip(0), 0)
 
 
+@pytest.mark.parametrize("bits", [6, 24, 63])  # 63: with the payload no word holds them
+def test_what_is_sorted_in_the_place_of_positions(bits):
+    rng = np.random.default_rng(4)
+    indices = rng.integers(0, 2**bits, 30_000)
+    indices[:9], indices[9::97] = 2**bits - 1, 5
+    places = np.sort(rng.integers(0, 2000, len(indices)))
+    found, expected = ops.merge_places(indices, 5, places, 2000), reference.merge(indices, 5)
+    assert_same_bits(found.indices, expected.indices)
+    assert_same_bits(found.starts, expected.starts)
+    assert_same_bits(found.positions, places[expected.positions])
+
+
 def test_zipf():
     _check(zipf(np.random.default_rng(2), 50_000, 131_072))
 
