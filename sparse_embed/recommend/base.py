@@ -35,14 +35,14 @@ from sparse_embed.store import Store
 __all__ = ["Common", "FactorModel"]
 
 _INIT = 0.05
-BATCH = 8192
 _RECYCLED = (32 << 20) - (64 << 10)
 
 
 class Common(TypedDict, total=False):
     """Keyword arguments that all models take.
 
-    batch_size: interactions a step; None: see BPR, else 8192.
+    batch_size: interactions a step; None: as many as leave 200 steps to a fit (with an Adam that
+        moves each number by lr a step it takes so many), between 256 and 8192 (of BPR: 2**17).
     optimizer: any of this package, instead of `lr`.
     init: first weights of all rows (default Uniform(0.05)).
     dropout: chance that a number of a user's vector is left out of a step (default 0).
@@ -148,9 +148,9 @@ class FactorModel(FittedModel, ABC):
     def _dropout_seed(self, epoch: int) -> int:
         return (self.seed << 32) ^ epoch
 
+    @abstractmethod
     def _batch_step(self, number: int) -> int:
         """Interactions of a batch, where an epoch has `number`."""
-        return self.batch_size or BATCH
 
     def _drop(self, epoch: int, start: int, users: FloatArray) -> FloatArray | None:
         """Drop numbers of the users' vectors (B, D+1), in place; the mask for their gradient."""

@@ -30,8 +30,8 @@ class BPR(FactorModel):
 
     summed over a batch; a row's gradients are merged and the optimizer updates each row once.
     Batches are large and even: each takes one of every so many neighbouring interactions, so it is
-    spread over all users alike.  About 16 triplets of 32 neighbouring users share one j, those of
-    one user as few as can be: a sixteenth of the rows to draw, read and update.
+    spread over all users alike.  About 4 triplets of 32 neighbouring users share one j, those of
+    one user as few as can be: a quarter of the rows to draw, read and update.
 
     Args:
         embedding_dim: D, length of a user's and an item's vector (a bias comes on top).
@@ -41,9 +41,7 @@ class BPR(FactorModel):
         negative_power: j is drawn in proportion to (how many users took it) ** negative_power,
             never one that u took.  0: all alike; 1: as often as it was taken.
         common: batch_size, optimizer, init, dropout, users_as, num_users, num_items, seed, path,
-            cache_bytes, commit_interval: see `Common`.  batch_size=None makes batches as large as
-            leaves 200 steps to a fit (an Adam that moves each number by lr a step needs so many),
-            of 2**17 interactions at the most.
+            cache_bytes, commit_interval: see `Common`.
 
     Raises:
         ArgumentError: a value out of range, or both `lr` and `optimizer`.

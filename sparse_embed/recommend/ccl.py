@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
+import numpy as np
+
 from sparse_embed.recommend.base import Common
 from sparse_embed.recommend.contrast import ContrastModel
 from sparse_embed.recommend.fitted import not_negative
+from sparse_embed.recommend.sampling import Interactions
 
 __all__ = ["CCL"]
 
 _LR = 0.01
+_SHARE = 0.22
+_WEIGHT = "negative_weight"  # in the metadata of a model that chose it
 
 
 class CCL(ContrastModel):
@@ -22,9 +27,16 @@ class CCL(ContrastModel):
         embedding_dim, epochs, lr, regularization, negative_power, common: as in `BPR`.
         num_negatives: M, drawn for each block of M interactions, which all of them share; those
             that the user took do not count.
-        negative_weight: what the M negatives weigh together.
+        negative_weight: what the M negatives weigh together, w.  None: in proportion to how many
+            items a user did not take for each one they took,
+                w = 0.22 (users * items / interactions - 1), between 1 and 1000
+            (users and items of which there are interactions).
         margin: negatives below this cosine are left alone.
         in_batch: the negatives are the items of the block's own interactions.
+
+    One weight for all data does not do: 100, good on citeulike-a (459 items not taken for each
+    one taken; recall@20 of 0.27), pushed away what is popular on MovieLens 100k (15 for one): 0.17
+    there, and 0.30 with a weight of 3, which is what the rule gives.
 
     References:
         Mao, Zhu, Wang, Dai, Dong, Xiao, He: SimpleX: A Simple and Strong Baseline for
@@ -43,7 +55,7 @@ class CCL(ContrastModel):
         regularization: float = 0.0,
         negative_power: float = 0.5,
         num_negatives: int = 128,
-        negative_weight: float = 100.0,
+        negative_weight: float | None = None,
         margin: float = 0.5,
         in_batch: bool = False,
         **common: Unpack[Common],
@@ -59,12 +71,30 @@ class CCL(ContrastModel):
             in_batch=in_batch,
             common=common,
         )
-        self.negative_weight = not_negative("negative_weight", negative_weight)
+        if negative_weight is not None:
+            negative_weight = not_negative("negative_weight", negative_weight)
+        self.negative_weight = negative_weight
         self.margin = not_negative("margin", margin)
 
     def _hyperparameters(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("negative_weight", "margin")}
         return {**super()._hyperparameters(), **own}
 
+    def _prepare(self, interactions: Interactions) -> None:
+        weight = self.negative_weight
+        if weight is None:  # new interactions alone would tell something else: keep that of `fit`
+            weight = self.store.metadata.get(_WEIGHT)
+        if weight is None:
+            weight = self.store.metadata[_WEIGHT] = weight_of(interactions)
+        self._weight = float(weight)
+        super()._prepare(interactions)
+
     def _numbers(self) -> tuple[float, float]:
-        return self.negative_weight, self.margin
+        return self._weight, self.margin
+
+
+def weight_of(interactions: Interactions) -> float:
+    """The default `negative_weight`."""
+    users = int(np.count_nonzero(np.diff(interactions.indptr)))
+    pairs = users * len(interactions.catalogue)
+    return float(min(max(_SHARE * (pairs / len(interactions) - 1), 1.0), 1000.0))

@@ -10,11 +10,14 @@ from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels._jit import guard_fork
 from sparse_embed.kernels.contrast import contrast_cpu
 from sparse_embed.optim import LazyAdam
-from sparse_embed.recommend.base import BATCH, Common, FactorModel
+from sparse_embed.recommend.base import Common, FactorModel
 from sparse_embed.recommend.fitted import positive
 from sparse_embed.recommend.sampling import Interactions, Sampler
 
 __all__ = ["ContrastModel"]
+
+_STEPS = 200  # of a fit, at the least
+_SMALLEST, _LARGEST = 256, 8192  # batches, of their own accord
 
 
 class ContrastModel(FactorModel):
@@ -52,9 +55,6 @@ class ContrastModel(FactorModel):
         if not isinstance(in_batch, bool):
             raise ArgumentError(f"in_batch: expected True or False, got {in_batch!r}")
         self.in_batch = in_batch
-        # Blocks are whole in every batch but the last.
-        blocks = -(-(self.batch_size or BATCH) // self.num_negatives)
-        self.batch_size = blocks * self.num_negatives
 
     def _hyperparameters(self) -> dict[str, Any]:
         return {"num_negatives": self.num_negatives, "in_batch": self.in_batch}
@@ -66,6 +66,11 @@ class ContrastModel(FactorModel):
     def _offsets(self) -> np.ndarray | None:
         """(C,) offset of each item of the catalogue; None: zeros."""
         return None
+
+    def _batch_step(self, number: int) -> int:
+        step = self.batch_size or min(max(_SMALLEST, number * self.epochs // _STEPS), _LARGEST)
+        blocks = -(-step // self.num_negatives)  # whole in every batch but the last
+        return blocks * self.num_negatives
 
     def _prepare(self, interactions: Interactions) -> None:
         power = 1.0 if self.in_batch else self.negative_power

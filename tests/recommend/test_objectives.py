@@ -10,7 +10,9 @@ import sparse_embed as se
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels.contrast import contrast_cpu
 from sparse_embed.recommend import BPR, CCL, Logistic, SampledSoftmax, load
+from sparse_embed.recommend.ccl import weight_of
 from sparse_embed.recommend.reference import contrast
+from sparse_embed.recommend.sampling import Interactions
 from tests.recommend.test_bpr import checkerboard, digest
 
 DIM = 24  # a block of 16 columns, and some more
@@ -130,3 +132,27 @@ def test_vectors_for_an_index_give_the_ranking(taken):
 def test_bad_arguments(kind, arguments, said):
     with pytest.raises(ArgumentError, match=said):
         make(kind, **arguments)
+
+
+def test_batches_leave_steps_to_a_small_fit(taken):
+    model = SampledSoftmax(epochs=20)
+    assert model._batch_step(10) == 256  # no smaller
+    assert model._batch_step(30_000) == 3072  # 200 steps, in whole blocks of 128
+    assert model._batch_step(10**9) == 8192
+    assert SampledSoftmax(batch_size=130)._batch_step(10**9) == 256
+
+
+def test_negatives_of_ccl_weigh_what_the_data_says(taken, tmp_path):
+    """20 users with 9 of 20 items each: 1.22 items not taken for each one that was."""
+    with CCL(DIM, epochs=1, seed=1, path=tmp_path / "model") as model:
+        model.fit(taken)
+        weight = model.store.metadata["negative_weight"]
+        assert weight == weight_of(Interactions.from_csr(taken)) == 1.0  # no less
+        again = CCL(DIM, epochs=1, seed=1, negative_weight=weight).fit(taken)
+        assert digest(model) == digest(again)
+        few = scipy.sparse.csr_array((np.ones(1), ([0], [5])), shape=taken.shape)
+        model.partial_fit(few)  # says nothing about all
+        assert model.store.metadata["negative_weight"] == weight
+    sparse = scipy.sparse.csr_array((np.ones(100), (np.arange(100), np.arange(100))))
+    assert weight_of(Interactions.from_csr(sparse)) == pytest.approx(0.22 * 99)
+    assert load(tmp_path / "model").negative_weight is None
