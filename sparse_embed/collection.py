@@ -11,7 +11,7 @@ import numpy as np
 
 from sparse_embed import _validate
 from sparse_embed._typing import FloatArray
-from sparse_embed.collection_batch import KeyedBatch, make_keyed_batch
+from sparse_embed.collection_batch import KeyedBatch
 from sparse_embed.collection_run import ManyExecution
 from sparse_embed.errors import ArgumentError
 from sparse_embed.initializers import Initializer
@@ -46,9 +46,12 @@ class EmbeddingBagCollection:
         a KeyedJaggedTensor                by what it can do: keys, values, offsets, weights_or_none
         batch(...)                         any of them, checked before: saves the second check
 
+    Tables on a GPU take arrays of that GPU too (int64 and float32; mappings of them, and a
+    KeyedJaggedTensor of other keys, go through the host), and give results where the indices were.
+
     Args:
         tables: name -> table, or a store, whose tables all are meant.  Tables may have different
-            rows, columns, optimizers, stores.
+            rows, columns, optimizers, stores; all are on one device.
         features: feature -> name of its table, in the order of the result's columns.  Default: one
             feature for each table, named as it.
         mode: "sum", "mean", "sqrtn" or "max"; or table name -> mode.
@@ -77,10 +80,6 @@ class EmbeddingBagCollection:
                 raise ArgumentError(
                     f"tables[{name!r}]: expected an EmbeddingTable, got {type(table).__name__}"
                 )
-            if table.device != "cpu":
-                raise ArgumentError(
-                    f"tables[{name!r}]: collections are of tables on the CPU, got {table.device!r}"
-                )
         chosen = {name: name for name in found} if features is None else dict(features)
         unknown = sorted({str(name) for name in chosen.values() if name not in found})
         if unknown or not chosen:
@@ -97,12 +96,14 @@ class EmbeddingBagCollection:
             _validate.as_padding_idx(padding)
         self._names = list(chosen)
         numbers = [names.index(table) for table in chosen.values()]
-        self._modes = [modes[t] for t in numbers]
-        self._paddings = [paddings[t] for t in numbers]
+        devices = {table.device for table in self._tables.values()}
+        if len(devices) > 1:
+            raise ArgumentError(
+                f"tables: expected all on one device, got {', '.join(sorted(devices))}"
+            )
         runs = [table._run for table in self._tables.values()]
-        self._run = ManyExecution(runs, numbers, modes, paddings)
+        self._run = _make_run(devices.pop(), runs, numbers, modes, paddings)
         self._dims = [self._tables[table].embedding_dim for table in chosen.values()]
-        self._ends = np.cumsum(self._dims).tolist()
 
     @classmethod
     def create(
@@ -118,6 +119,7 @@ class EmbeddingBagCollection:
         optimizer: Optimizer | None = None,
         seed: int = 0,
         cache_bytes: int | None = None,
+        device: str = "cpu",
         overwrite: bool = False,
     ) -> EmbeddingBagCollection:
         """A collection on new tables in one new store; they commit together.
@@ -127,7 +129,7 @@ class EmbeddingBagCollection:
             num_embeddings: table name -> rows.
             embedding_dim: columns; or table name -> columns.
             seed: of the first table; the next one has seed + 1, and so on.
-            cache_bytes: of each table.
+            cache_bytes, device: of each table.
             Others as in the constructor and in EmbeddingTable.create.
         """
         store = Store.create(path, overwrite=overwrite)
@@ -141,6 +143,7 @@ class EmbeddingBagCollection:
                     optimizer=optimizer,
                     seed=_validate.as_seed(seed) + i,
                     cache_bytes=cache_bytes,
+                    device=device,
                 )
             made = cls(store, features, mode=mode, padding_idx=padding_idx)
         except BaseException:
@@ -174,7 +177,7 @@ class EmbeddingBagCollection:
     @property
     def output_dim(self) -> int:
         """Columns of a result: the sum over features."""
-        return int(self._ends[-1])
+        return sum(self._dims)
 
     def __repr__(self) -> str:
         return (
@@ -191,7 +194,7 @@ class EmbeddingBagCollection:
         *,
         per_sample_weights: object = None,
         include_last_offset: bool = True,
-    ) -> KeyedBatch:
+    ) -> Any:
         """Check a batch once, for a lookup and an update.
 
         Args:
@@ -202,31 +205,25 @@ class EmbeddingBagCollection:
         Raises:
             ArgumentError, IndexRangeError: feature and argument are named; nothing has changed.
         """
-        if isinstance(indices, KeyedBatch):
+        with self._run.using(write=False):
+            return self._batch(indices, offsets, per_sample_weights, include_last_offset)
+
+    def _batch(
+        self, indices: Any, offsets: object, per_sample_weights: object, include_last_offset: bool
+    ) -> Any:
+        if hasattr(indices, "batch_size") and hasattr(indices, "owner"):
             if indices.owner is not self or offsets is not None or per_sample_weights is not None:
                 raise ArgumentError("indices: a batch() stands alone, and for its own collection")
             return indices
-        return make_keyed_batch(
-            self,
-            self._names,
-            self._run.features,
-            self._paddings,
-            self._modes,
-            indices,
-            offsets,
-            per_sample_weights,
-            include_last_offset,
+        return self._run.make_batch(
+            self, self._names, indices, offsets, per_sample_weights, include_last_offset
         )
 
-    def split(self, bags: FloatArray) -> dict[str, FloatArray]:
-        """Feature -> its columns (B, D) of a result, as views."""
-        if bags.ndim != 2 or bags.shape[1] != self.output_dim:
+    def split(self, bags: Any) -> dict[str, Any]:
+        """Feature -> its columns (B, D) of a result, as views; of a result on a GPU, copies."""
+        if len(bags.shape) != 2 or bags.shape[1] != self.output_dim:
             raise ArgumentError(f"bags: expected shape (B, {self.output_dim}), got {bags.shape}")
-        return dict(zip(self._names, self._columns(bags), strict=True))
-
-    def _columns(self, array: FloatArray) -> list[FloatArray]:
-        ends = self._ends
-        return [array[:, end - dim : end] for end, dim in zip(ends, self._dims, strict=True)]
+        return dict(zip(self._names, self._run.split(bags, self._dims), strict=True))
 
     # ---- reading --------------------------------------------------------------------------------
 
@@ -237,8 +234,10 @@ class EmbeddingBagCollection:
         *,
         per_sample_weights: object = None,
         include_last_offset: bool = True,
+        stream: int | None = None,
     ) -> FloatArray:
-        """Pool every bag of every feature.  Arguments as in `batch`.
+        """Pool every bag of every feature.  Arguments as in `batch`; `stream` as in
+        EmbeddingTable.lookup.
 
         Returns:
             (B, output_dim) float32: the features' columns side by side, in their order; `split`
@@ -247,16 +246,12 @@ class EmbeddingBagCollection:
         Raises:
             ArgumentError, IndexRangeError: nothing has changed.
         """
-        batch = self.batch(
-            indices,
-            offsets,
-            per_sample_weights=per_sample_weights,
-            include_last_offset=include_last_offset,
-        )
-        out = np.empty((batch.batch_size, self.output_dim), np.float32)
-        with self._run.using(write=False):
-            self._run.lookup(batch, self._columns(out))
-        return out
+        with self._run.using(write=False), self._run.on_stream(stream):
+            batch = self._batch(indices, offsets, per_sample_weights, include_last_offset)
+            pooled: FloatArray = self._run.as_result(
+                self._run.pooled(batch, self.output_dim), batch
+            )
+        return pooled
 
     # ---- training -------------------------------------------------------------------------------
 
@@ -269,6 +264,7 @@ class EmbeddingBagCollection:
         per_sample_weights: object = None,
         include_last_offset: bool = True,
         check_finite: bool = False,
+        stream: int | None = None,
     ) -> None:
         """One optimizer step of every table from the gradient of a lookup's result; each table's
         `step` rises by one, also where no id came.  No lookup is needed before.
@@ -284,15 +280,9 @@ class EmbeddingBagCollection:
                 changed already the stores of all tables are failed: `rollback()`.
         """
         self._need_optimizers()
-        batch = self.batch(
-            indices,
-            offsets,
-            per_sample_weights=per_sample_weights,
-            include_last_offset=include_last_offset,
-        )
-        grads = self._grads(grad, batch, check_finite)
-        with self._run.using(write=True):
-            self._run.update(batch, grads)
+        with self._run.using(write=True), self._run.on_stream(stream):
+            batch = self._batch(indices, offsets, per_sample_weights, include_last_offset)
+            self._run.update(batch, self._grads(grad, batch, check_finite))
 
     def backward(
         self,
@@ -303,28 +293,25 @@ class EmbeddingBagCollection:
         per_sample_weights: object = None,
         include_last_offset: bool = True,
         check_finite: bool = False,
+        stream: int | None = None,
     ) -> dict[str, SparseGrad]:
         """The merged gradient of every table, by its name; nothing is changed.  Arguments as in
         `update`.  Goes table by table."""
-        batch = self.batch(
-            indices,
-            offsets,
-            per_sample_weights=per_sample_weights,
-            include_last_offset=include_last_offset,
-        )
-        grads = self._grads(grad, batch, check_finite)
         merged: dict[str, SparseGrad] = {}
-        for t, name, table in self._numbered():
-            part = self._run.part(batch, t)
-            upstream = self._run.grad_of(grads, t)
-            merged[name] = table.backward(
-                upstream,
-                part.indices,
-                part.offsets,
-                mode=part.mode,
-                per_sample_weights=part.weights,
-                padding_idx=self._run.paddings[t],
-            )
+        with self._run.using(write=False), self._run.on_stream(stream):
+            batch = self._batch(indices, offsets, per_sample_weights, include_last_offset)
+            grads = self._grads(grad, batch, check_finite)
+            for t, name, table in self._numbered():
+                part = self._run.part(batch, t)
+                merged[name] = table.backward(
+                    self._run.grad_of(grads, t),
+                    part.indices,
+                    part.offsets,
+                    mode=part.mode,
+                    per_sample_weights=part.weights,
+                    padding_idx=self._run.paddings[t],
+                    stream=stream,
+                )
         return merged
 
     def apply(self, grads: Mapping[str, SparseGrad]) -> None:
@@ -355,33 +342,33 @@ class EmbeddingBagCollection:
         *,
         per_sample_weights: object = None,
         include_last_offset: bool = True,
+        stream: int | None = None,
     ) -> FloatArray:
         """Gradient of the weights of a lookup, (L,) in the order of the batch's positions: as
         EmbeddingTable.per_sample_weights_grad.  Goes table by table; call it before `update`."""
-        batch = self.batch(
-            indices,
-            offsets,
-            per_sample_weights=per_sample_weights,
-            include_last_offset=include_last_offset,
-        )
-        grads = self._grads(grad, batch, False)
-        out = np.empty(len(batch.indices), np.float32)
-        for t, _, table in self._numbered():
-            part = self._run.part(batch, t)
-            found = table.per_sample_weights_grad(
-                self._run.grad_of(grads, t),
-                part.indices,
-                part.offsets,
-                mode=part.mode,
-                per_sample_weights=part.weights,
-                padding_idx=self._run.paddings[t],
-            )
-            at = 0
-            for f in self._run.features_of[t]:
-                begin, end = batch.span(f)
-                out[begin:end] = found[at : at + end - begin]
-                at += end - begin
-        return out
+        with self._run.using(write=False), self._run.on_stream(stream):
+            batch = self._batch(indices, offsets, per_sample_weights, include_last_offset)
+            grads = self._grads(grad, batch, False)
+            host = self._run.on_host(batch)
+            out = np.empty(len(host.indices), np.float32)
+            for t, _, table in self._numbered():
+                part = self._run.part(batch, t)
+                found = table.per_sample_weights_grad(
+                    self._run.grad_of(grads, t),
+                    part.indices,
+                    part.offsets,
+                    mode=part.mode,
+                    per_sample_weights=part.weights,
+                    padding_idx=self._run.paddings[t],
+                    stream=stream,
+                )
+                at = 0
+                for f in self._run.features_of[t]:
+                    begin, end = host.span(f)
+                    out[begin:end] = found[at : at + end - begin]
+                    at += end - begin
+            result: FloatArray = self._run.as_result(out, batch)
+        return result
 
     def _numbered(self) -> Iterator[tuple[int, str, EmbeddingTable]]:
         """The tables with their numbers in `_run`, in the order they were given."""
@@ -395,19 +382,17 @@ class EmbeddingBagCollection:
                     f"optimizer: table {name!r} was created without one, so it cannot be trained"
                 )
 
-    def _grads(self, grad: object, batch: KeyedBatch, check_finite: bool) -> list[FloatArray]:
-        size = batch.batch_size
-        if not isinstance(grad, Mapping):
-            shape = (size, self.output_dim)
-            return self._columns(_validate.as_grad(grad, shape, check_finite=check_finite))
-        if set(grad) != set(self._names):
-            raise ArgumentError(f"grad: expected the features {self._names}, got {list(grad)}")
-        return [
-            _validate.as_grad(
-                grad[name], (size, dim), check_finite=check_finite, name=f"grad[{name!r}]"
-            )
-            for name, dim in zip(self._names, self._dims, strict=True)
-        ]
+    def _grads(self, grad: object, batch: Any, check_finite: bool) -> Any:
+        return self._run.as_grads(grad, batch, self._names, self._dims, check_finite)
+
+
+def _make_run(device: str, runs: Any, *arguments: Any) -> ManyExecution:
+    """For the device that the tables are on."""
+    if device == "cpu":
+        return ManyExecution(runs, *arguments)
+    from sparse_embed.collection_device import DeviceManyExecution
+
+    return DeviceManyExecution(runs, *arguments)
 
 
 def _of(value: Any, table: str, argument: str, tables: Mapping[str, object]) -> Any:

@@ -8,16 +8,19 @@ row numbers of all tables together pass 2^62, not all of it is float32) is run b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 
-from sparse_embed import ops, ops_many
+from sparse_embed import _validate, ops, ops_many
 from sparse_embed._typing import MODES, NO_PADDING, AnyArray, FloatArray, IndexArray
 from sparse_embed._validate import as_padding_idx
 from sparse_embed.batch import Batch
-from sparse_embed.collection_batch import KeyedBatch
+from sparse_embed.collection_batch import KeyedBatch, make_keyed_batch
+from sparse_embed.cuda.arrays import refuse_device_array
 from sparse_embed.dtypes import FLOAT32
+from sparse_embed.errors import ArgumentError
 from sparse_embed.execution import Execution
 from sparse_embed.optim import Optimizer
 from sparse_embed.storage.store import StoreCore
@@ -42,8 +45,9 @@ class ManyExecution:
         paddings: Sequence[int | None],
     ) -> None:
         names = [run.optimizer.name if run.optimizer is not None else "" for run in runs]
-        # Keys of one kernel lie together: tables are numbered here by (dim, optimizer).
-        order = sorted(range(len(runs)), key=lambda t: (runs[t].dim, names[t]))
+        # Keys of one kernel lie together: tables are numbered here by (dim, optimizer).  Multiples
+        # of 4 first: matrices of their rows, one behind the other, begin at 16 bytes.
+        order = sorted(range(len(runs)), key=lambda t: (runs[t].dim % 4 > 0, runs[t].dim, names[t]))
         place = {t: i for i, t in enumerate(order)}
         self.runs = [runs[t] for t in order]
         self.modes = [modes[t] for t in order]
@@ -92,6 +96,50 @@ class ManyExecution:
         kinds = [(run.dim, name) for run, name in zip(self.runs, names, strict=True)]
         cuts = [t for t in range(len(kinds)) if t == 0 or kinds[t] != kinds[t - 1]]
         return list(zip(cuts, [*cuts[1:], len(kinds)], strict=True))
+
+    # ---- arguments and results, which `collection_device` has on a GPU ---------------------------
+
+    def on_stream(self, stream: int | None) -> AbstractContextManager[None]:
+        """Raises ArgumentError: only a GPU has streams."""
+        return self.runs[0].on_stream(stream)
+
+    def make_batch(self, owner: object, names: Sequence[str], *arguments: Any) -> Any:
+        """The checked batch of a call; arguments from indices on."""
+        modes = [self.modes[t] for t in self.table_of]
+        paddings = [self.paddings[t] for t in self.table_of]
+        return make_keyed_batch(owner, names, self.features, paddings, modes, *arguments)
+
+    def as_grads(
+        self, grad: Any, batch: Any, names: Sequence[str], dims: Sequence[int], check_finite: bool
+    ) -> Any:
+        """The checked gradient of each feature: (B, D)."""
+        size = batch.batch_size
+        if not isinstance(grad, Mapping):
+            refuse_device_array("grad", grad)
+            shape = (size, sum(dims))
+            return self.split(_validate.as_grad(grad, shape, check_finite=check_finite), dims)
+        if set(grad) != set(names):
+            raise ArgumentError(f"grad: expected the features {list(names)}, got {list(grad)}")
+        return [
+            _validate.as_grad(
+                grad[name], (size, dim), check_finite=check_finite, name=f"grad[{name!r}]"
+            )
+            for name, dim in zip(names, dims, strict=True)
+        ]
+
+    def as_result(self, array: Any, batch: Any) -> Any:
+        """An operation's result as the user gets it."""
+        return array
+
+    def split(self, bags: Any, dims: Sequence[int]) -> list[Any]:
+        """The columns of each feature, as views."""
+        ends = np.cumsum(dims).tolist()
+        return [bags[:, end - dim : end] for end, dim in zip(ends, dims, strict=True)]
+
+    def on_host(self, batch: Any) -> KeyedBatch:
+        """The batch in the host's memory."""
+        found: KeyedBatch = batch
+        return found
 
     @contextmanager
     def using(self, write: bool) -> Iterator[None]:
@@ -148,6 +196,13 @@ class ManyExecution:
         return found, np.flatnonzero(where[:, 0] == ops_many.AWAY).tolist()
 
     # ---- reading --------------------------------------------------------------------------------
+
+    def pooled(self, batch: Any, width: int) -> Any:
+        """(B, width): the bags of all features side by side."""
+        dims = [self.runs[t].dim for t in self.table_of]
+        out = np.empty((batch.batch_size, width), np.float32)
+        self.lookup(batch, self.split(out, dims))
+        return out
 
     def lookup(self, batch: KeyedBatch, outs: Sequence[FloatArray]) -> None:
         """outs[f] (B, D): the bags of feature f; rows may lie apart, columns not."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from sparse_embed import _validate
 from sparse_embed.device import DeviceMemory, device_memory, parse_device
-from sparse_embed.dtypes import FLOAT32, as_precision
+from sparse_embed.dtypes import as_precision
 from sparse_embed.errors import ArgumentError
 from sparse_embed.initializers import Initializer, Uniform
 from sparse_embed.optim import Optimizer
@@ -39,11 +39,6 @@ def make_entry(
     if not 1 <= dim <= 65536:
         raise ArgumentError(f"embedding_dim: expected 1 <= columns <= 65536, got {dim}")
     precision = as_precision(dtype, state_dtype, rounding)
-    if precision != FLOAT32 and parse_device(device) is not None:
-        raise ArgumentError(
-            f"dtype, state_dtype: on a GPU expected float32, got {precision.dtype} with state in "
-            f'{precision.state_dtype}; use device="cpu"'
-        )
     start = Uniform(0.05) if init is None else init
     if not isinstance(start, Initializer):
         raise ArgumentError(f"init: expected Uniform, Normal or Zeros, got {init!r}")

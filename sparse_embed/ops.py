@@ -500,7 +500,7 @@ def _update_kernel(rec: Records, optimizer: Optimizer) -> Any:
     return _update.update_cpu(rec.dim, optimizer.name, how.dtype, how.state_dtype, how.rounding)
 
 
-def _scalars(rec: Records, optimizer: Optimizer, step: int, lr: float) -> FloatArray:
+def step_scalars(rec: Any, optimizer: Optimizer, step: int, lr: float) -> FloatArray:
     """As `Optimizer.scalars`; the state's first value as the record can hold it."""
     scalars = optimizer.scalars(step, lr)
     for field in optimizer.state_fields(rec.dim)[:1]:
@@ -540,7 +540,7 @@ def update(
     _update_kernel(rec, optimizer)(
         rec.records, rec.flags, slots, merged.indices, u0,
         *_cut(merged.starts, u0, u1, entries, grad), merged.starts, *entries, grad,
-        _scalars(rec, optimizer, step, lr), rounding_key(rec.seed, step),
+        step_scalars(rec, optimizer, step, lr), rounding_key(rec.seed, step),
         *rec.init_args, new_counter(),
     )  # fmt: skip
 
@@ -568,7 +568,7 @@ def apply(
     _update_kernel(rec, optimizer)(
         rec.records, rec.flags, slots, indices, 0,
         *_cut(starts, 0, len(indices), entries, values), starts, *entries, values,
-        _scalars(rec, optimizer, step, lr), rounding_key(rec.seed, step),
+        step_scalars(rec, optimizer, step, lr), rounding_key(rec.seed, step),
         *rec.init_args, new_counter(),
     )  # fmt: skip
 

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from sparse_embed import ops
+from sparse_embed.dtypes import Precision, narrow
 from sparse_embed.initializers import Normal, Uniform
+from sparse_embed.quantize import quantise
+from sparse_embed.storage.layout import Layout
 
 DIMS = (1, 3, 7, 16, 64, 100, 257, 600)
 """Below, at and beyond a vector register; odd; beyond the 512 that fit in registers together."""
@@ -112,6 +115,33 @@ def records(
     data[written & (data[:, 0] == 0), 0] = -0.0
     init = Normal(0.5) if dim % 2 else Uniform(0.5)
     return ops.Records(data, np.zeros(num_embeddings, np.uint8), dim, init, seed=2**64 - 3)
+
+
+def narrow_records(
+    rows: int, dim: int, optimizer: Any, precision: Precision, virgin: float = 0.3
+) -> tuple[ops.Records, Layout]:
+    """As `records`, in other dtypes; and how a record lies in memory."""
+    rng = np.random.default_rng(5)
+    state = optimizer.state_fields(dim) if optimizer is not None else ()
+    fields = (("weight", dim), *((field.name, field.lanes) for field in state))
+    layout = Layout(rows, dim, fields, precision)
+    data = np.zeros((rows, layout.lanes), np.float32)
+    parts = layout.structured(data)
+    written = rng.random(rows) >= virgin
+    weights = rng.standard_normal((rows, dim)).astype(np.float32)
+    if precision.dtype == "int8":
+        parts["scale"], parts["bias"], parts["weight"] = quantise(weights)
+    else:
+        parts["weight"] = narrow(weights, precision.dtype)
+        parts["weight"][::3, 0] = 0  # stored as -0.0
+    for field in state:
+        values = np.abs(rng.standard_normal((rows, field.lanes)) * 0.1).astype(np.float32)
+        stored = narrow(values, precision.of_field(field.lanes))
+        parts[field.name] = stored.reshape(parts[field.name].shape)
+    layout.keep_written(data)
+    data[~written] = 0
+    flags = np.zeros(rows, np.uint8)
+    return ops.Records(data, flags, dim, Normal(0.5), 2**64 - 3, precision), layout
 
 
 def twin(rec: ops.Records) -> ops.Records:

@@ -38,7 +38,7 @@ LAYERS = [
         "nearest",
         "quantize",
     },
-    {"collection", "collection_batch", "collection_run"},
+    {"collection", "collection_batch", "collection_device", "collection_run"},
     {"recommend", "text", "torch", "demo"},
     {"__init__"},
     {"cli"},

@@ -129,7 +129,7 @@ def _from_device(
     else:
         if len(shape) != 1:
             raise ArgumentError(f"indices: with offsets expected shape (L,), got {shape}")
-        starts = _device_offsets(run, offsets, length, include_last_offset)
+        starts = device_offsets(run, offsets, length, include_last_offset)
         lead = (int(starts.shape[0]) - 1,)
     weights = None
     if per_sample_weights is not None:
@@ -168,7 +168,8 @@ def _nothing_to_check() -> None:
     """The host has looked already."""
 
 
-def _device_offsets(run: DeviceOps, offsets: object, length: int, with_last: bool) -> Any:
+def device_offsets(run: DeviceOps, offsets: object, length: int, with_last: bool) -> Any:
+    """(B+1,) on the device; numbers that lie there are not looked at yet."""
     memory = run.memory
     if not is_on_device(offsets):
         checked = _validate.as_offsets(offsets, length, include_last_offset=with_last)

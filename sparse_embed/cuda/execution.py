@@ -78,9 +78,10 @@ class DeviceExecution(Execution):
     # ---- records --------------------------------------------------------------------------------
 
     def _on_device(self, records: Any, flags: Any) -> Records:
-        return Records(records, flags, self.dim, self.init, self.seed)
+        return Records(records, flags, self.dim, self.init, self.seed, self.precision)
 
-    def _resident_records(self) -> Records:
+    def records(self) -> Records:
+        """The resident rows."""
         resident: Any = self.table.rows.resident
         known: Records | None = resident.view
         if known is None or known.records is not resident.records:
@@ -93,7 +94,7 @@ class DeviceExecution(Execution):
         if not resident.complete:
             batch.check()
         slots = resident.bring(batch.indices, batch.padding)
-        return None if slots is None else (self._resident_records(), slots)
+        return None if slots is None else (self.records(), slots)
 
     def _host_rows(self, batch: DeviceBatch) -> tuple[IndexArray, IndexArray]:
         """The distinct rows of a batch, and which of them each position has (-1: padding)."""
@@ -272,7 +273,7 @@ class DeviceExecution(Execution):
             u1 = min(u0 + size, length)
             slots = resident.bring(rows[u0:u1], -1)
             if slots is not None:
-                yield self._resident_records(), slots, u0, u1
+                yield self.records(), slots, u0, u1
                 u0 = u1
             else:
                 size = resident.capacity if size > resident.capacity else size // 2
@@ -298,7 +299,7 @@ class DeviceExecution(Execution):
 
         if straight:  # nobody on the host needs to know how many rows it is
             most = int(batch.indices.shape[0])
-            change = prepare(self._resident_records(), merged.all_indices, 0, most)
+            change = prepare(self.records(), merged.all_indices, 0, most)
             batch.check()
             with self._core.step():
                 change()

@@ -21,6 +21,7 @@ from sparse_embed._typing import METRICS, MODES
 from sparse_embed.cuda.merging import Hot, Merged, MergeOps, Survey
 from sparse_embed.device import DeviceMemory
 from sparse_embed.device_scan import take_into
+from sparse_embed.dtypes import FLOAT32, Precision
 from sparse_embed.initializers import Initializer
 from sparse_embed.kernels.cuda import _shim
 from sparse_embed.kernels.cuda import backward as _backward
@@ -32,6 +33,7 @@ from sparse_embed.kernels.cuda import topk as _topk
 from sparse_embed.kernels.cuda import update as _update
 from sparse_embed.kernels.cuda._rows import row_shape
 from sparse_embed.kernels.plan import BLOCK
+from sparse_embed.ops import rounding_key, step_scalars
 from sparse_embed.optim import Optimizer
 
 __all__ = ["Coefficients", "DeviceOps", "Merged", "Records", "Survey"]
@@ -42,17 +44,14 @@ _HOT_GROUPS = 1 << 14  # that sum the blocks of long segments, most often of non
 
 @dataclass(frozen=True)
 class Records:
-    """As `ops.Records`, on the device; `words` are the records' bits."""
+    """As `ops.Records`, on the device."""
 
     records: Any
     flags: Any
     dim: int
     init: Initializer
     seed: int
-
-    @functools.cached_property
-    def words(self) -> Any:
-        return self.records.view(np.uint32)
+    precision: Precision = FLOAT32
 
     @functools.cached_property
     def init_args(self) -> tuple[np.uint64, int, np.float32]:
@@ -86,7 +85,8 @@ class DeviceOps(MergeOps):
             shape = row_shape(dim)
             self.memory.launch(kernel, shape.many_blocks(rows), shape.threads, *args)
 
-    def _or_one(self, weights: Any) -> tuple[Any, int]:
+    def or_one(self, weights: Any) -> tuple[Any, int]:
+        """weights and weight_step as kernels take them."""
         return (self._one, 0) if weights is None else (weights, 1)
 
     # ---- lookup ---------------------------------------------------------------------------------
@@ -109,8 +109,8 @@ class DeviceOps(MergeOps):
         length = indices.shape[0]
         out = self.memory.empty((length, rec.dim), np.float32, "looked up rows")
         self._rows(
-            _lookup.gather_cuda(rec.dim), rec.dim, length,
-            rec.records, rec.words, slots, indices, padding_idx,
+            _lookup.gather_cuda(rec.dim, rec.precision.dtype), rec.dim, length,
+            rec.records, slots, indices, padding_idx,
             self.nothing_found if found is None else found, *rec.init_args, out,
         )  # fmt: skip
         return out
@@ -125,13 +125,15 @@ class DeviceOps(MergeOps):
         mode: str,
         padding_idx: int,
         found: Any = None,
+        out: Any = None,
     ) -> Any:
-        """Rows, pooled in bags: (B, D).  found: as in `lookup`."""
+        """Rows, pooled in bags: (B, D), in `out` if that is given.  found: as in `lookup`."""
         bags = offsets.shape[0] - 1
-        out = self.memory.empty((bags, rec.dim), np.float32, "pooled rows")
+        if out is None:
+            out = self.memory.empty((bags, rec.dim), np.float32, "pooled rows")
         self._rows(
-            _lookup.pool_cuda(rec.dim), rec.dim, bags,
-            rec.records, rec.words, slots, indices, offsets, *self._or_one(per_sample_weights),
+            _lookup.pool_cuda(rec.dim, rec.precision.dtype), rec.dim, bags,
+            rec.records, slots, indices, offsets, *self.or_one(per_sample_weights),
             MODES.index(mode), padding_idx, self.nothing_found if found is None else found,
             *rec.init_args, out,
         )  # fmt: skip
@@ -144,8 +146,8 @@ class DeviceOps(MergeOps):
         bags = offsets.shape[0] - 1
         out = self.memory.empty((bags, rec.dim), np.int64, "positions of maxima")
         self.memory.each(
-            _lookup.max_positions_cuda(rec.dim), bags * rec.dim,
-            rec.records, rec.words, slots, indices, offsets, padding_idx, *rec.init_args, out,
+            _lookup.max_positions_cuda(rec.dim, rec.precision.dtype), bags * rec.dim,
+            rec.records, slots, indices, offsets, padding_idx, *rec.init_args, out,
         )  # fmt: skip
         return out
 
@@ -165,7 +167,7 @@ class DeviceOps(MergeOps):
             scale = self.memory.work("scales", bags, np.float32)
             self.memory.each(
                 _batches.bag_scales_cuda(), bags, indices, offsets,
-                *self._or_one(per_sample_weights), MODES.index(mode), padding_idx, scale,
+                *self.or_one(per_sample_weights), MODES.index(mode), padding_idx, scale,
             )  # fmt: skip
         return Coefficients(bag_ids, per_sample_weights, scale)
 
@@ -185,21 +187,36 @@ class DeviceOps(MergeOps):
         return (*given, steps)
 
     def _hot_sums(
-        self, hot: Hot, starts: Any, entries: tuple[Any, ...], argmax: Any, grad: Any
+        self,
+        hot: Hot,
+        starts: Any,
+        entries: tuple[Any, ...],
+        argmax: Any,
+        grad: Any,
+        part: tuple[int, int] = (0, 1 << 62),
     ) -> Any:
-        """The sums of the blocks of long segments."""
+        """The sums of the blocks of long segments, those of the unique rows `part` = [u0, u1);
+        valid until the next ones of this dim."""
         dim = int(grad.shape[1])
         entry_count = int(entries[0].shape[0]) if entries[-1][0] else 0
         # A segment of more than HOT entries has less than one block more than entries / BLOCK.
         most = entry_count // BLOCK + entry_count // _backward.HOT + 1
-        sums = self.memory.work("block sums", most * dim, np.float32).reshape((most, dim))
+        sums = self.memory.work(f"block sums {dim}", most * dim, np.float32).reshape((most, dim))
         if entry_count > _backward.HOT:  # else there are none
             self._rows(
                 _backward.hot_sums_cuda(dim, argmax is not None), dim, min(most, _HOT_GROUPS),
-                hot.rows, hot.bases, hot.found, starts, *entries,
+                hot.rows, hot.bases, hot.found, starts, *part, *entries,
                 self._no_argmax if argmax is None else argmax, grad, sums,
             )  # fmt: skip
         return sums
+
+    def long_sums(
+        self, merged: Merged, u0: int, u1: int, coefficients: Coefficients, grad: Any
+    ) -> Any:
+        """What `prepare_update` needs of the rows [u0, u1) that are in very many places: for
+        callers whose rows outside of these have other gradients."""
+        entries = self._entry_args(merged.all_positions, coefficients, merged.all_bags)
+        return self._hot_sums(merged.hot, merged.all_starts, entries, None, grad, (u0, u1))
 
     def backward(self, merged: Merged, coefficients: Coefficients, grad: Any, argmax: Any) -> Any:
         """Gradient of the unique rows: (U, D)."""
@@ -248,10 +265,11 @@ class DeviceOps(MergeOps):
         optimizer: Optimizer,
         step: int,
         lr: float,
+        sums: Any = None,
     ) -> Callable[[], None]:
         """All of `update` but the change: what is returned makes it, and asks for no memory.
 
-        u1: may be more than there are.
+        u1: may be more than there are.  sums: `long_sums` of these rows and others, if known.
         """
         if u1 <= u0:
             return _nothing
@@ -261,7 +279,8 @@ class DeviceOps(MergeOps):
             rows = merged.indices[u0:u1]
             return self.prepare_apply(rec, slots, rows, values, optimizer, step, lr)
         entries = self._entry_args(merged.all_positions, coefficients, merged.all_bags)
-        sums = self._hot_sums(merged.hot, merged.all_starts, entries, None, grad)
+        if sums is None:
+            sums = self._hot_sums(merged.hot, merged.all_starts, entries, None, grad)
         segments = (merged.num, merged.hot.starts, sums, merged.all_starts)
         return self._prepare(
             rec, slots, merged.all_indices, u0, u1 - u0, segments, entries, grad,
@@ -308,18 +327,19 @@ class DeviceOps(MergeOps):
         self, rec: Records, slots: Any, indices: Any, u0: int, num: int, segments: tuple[Any, ...],
         entries: tuple[Any, ...], grad: Any, optimizer: Optimizer, step: int, lr: float,
     ) -> Callable[[], None]:  # fmt: skip
-        scalars = tuple(optimizer.scalars(step, lr))
+        scalars = tuple(step_scalars(rec, optimizer, step, lr))
         args = (
-            rec.records, rec.words, rec.flags, slots, indices, u0, num, *segments,
-            *entries, grad, scalars, *rec.init_args,
+            rec.records, rec.flags, slots, indices, u0, num, *segments,
+            *entries, grad, scalars, rounding_key(rec.seed, step), *rec.init_args,
         )  # fmt: skip
         name, dim = optimizer.name, rec.dim
+        how = (rec.precision.dtype, rec.precision.state_dtype, rec.precision.rounding)
         shape = row_shape(dim)
         blocks = shape.blocks(num)
         if optimizer.clip_norm is None and not name.startswith("row_wise"):
-            kernel = _update.update_columns_cuda(dim, name)
+            kernel = _update.update_columns_cuda(dim, name, *how)
         else:
-            kernel, scratch = _update.update_rows_cuda(dim, name), self._one
+            kernel, scratch = _update.update_rows_cuda(dim, name, *how), self._one
             if dim > _update.SHARED_COLUMNS:
                 blocks = max(1, min(blocks, _SCRATCH_BYTES // (4 * dim * shape.groups)))
                 scratch = self.memory.work("gradients", blocks * shape.groups * dim, np.float32)
@@ -336,8 +356,8 @@ class DeviceOps(MergeOps):
         out = self.memory.empty(length, np.float32)
         bags = (self._zero, 0) if bag_ids is None else (bag_ids, 1)
         self._rows(
-            _dots.dots_cuda(rec.dim), rec.dim, length, rec.records, rec.words, slots, indices, grad,
-            *bags, padding_idx, *rec.init_args, out,
+            _dots.dots_cuda(rec.dim, rec.precision.dtype), rec.dim, length,
+            rec.records, slots, indices, grad, *bags, padding_idx, *rec.init_args, out,
         )  # fmt: skip
         return out
 
@@ -356,7 +376,7 @@ class DeviceOps(MergeOps):
         out = self.memory.empty(dots.shape[0], np.float32)
         self.memory.each(
             _dots.weights_grad_cuda(), offsets.shape[0] - 1, dots, indices, offsets,
-            *self._or_one(per_sample_weights), MODES.index(mode), padding_idx, out,
+            *self.or_one(per_sample_weights), MODES.index(mode), padding_idx, out,
         )  # fmt: skip
         return out
 

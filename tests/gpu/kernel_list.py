@@ -15,6 +15,7 @@ from sparse_embed.kernels.cuda import (
     dots,
     hashing,
     lookup,
+    many,
     merge,
     pairs,
     records,
@@ -38,30 +39,36 @@ class Entry(NamedTuple):
 def _array(letter: str, dims: int) -> types.Array:
     scalar = {
         "f4": types.float32, "f8": types.float64, "i8": types.int64, "i4": types.int32,
-        "u8": types.uint64, "u4": types.uint32, "u1": types.uint8,
+        "u8": types.uint64, "u1": types.uint8,
     }[letter]  # fmt: skip
     return types.Array(scalar, dims, "C")
 
 
 f4, i8, u8, u1, flag = types.float32, types.int64, types.uint64, types.uint8, types.boolean
 F1, F2, I1, I2 = _array("f4", 1), _array("f4", 2), _array("i8", 1), _array("i8", 2)
-U1, U2, W1, W2, B1, B2, C1, D1 = (
-    _array("u8", 1), _array("u8", 2), _array("u4", 1), _array("u4", 2), _array("u1", 1),
-    _array("u1", 2), _array("i4", 1), _array("f8", 1),
+U1, U2, B1, B2, C1, D1 = (
+    _array("u8", 1), _array("u8", 2), _array("u1", 1), _array("u1", 2), _array("i4", 1),
+    _array("f8", 1),
 )  # fmt: skip
 INIT = (u8, i8, f4)
 STEPS = types.UniTuple(i8, 4)
 SCALARS = types.UniTuple(f4, 9)
+NARROW = (
+    ("bfloat16", "bfloat16", "stochastic"),
+    ("float16", "float32", "stochastic"),
+    ("float16", "bfloat16", "nearest"),
+    ("float32", "bfloat16", "nearest"),
+)
 ENTRIES = (I1, I1, F1, F1, STEPS)
 
 
 def _of_dim(dim: int) -> list[Entry]:
     found = [
         ("initialize", lookup.initialize_cuda(dim), (I1, *INIT, F2)),
-        ("gather", lookup.gather_cuda(dim), (F2, W2, I1, I1, i8, I1, *INIT, F2)),
-        ("pool", lookup.pool_cuda(dim), (F2, W2, I1, I1, I1, F1, i8, i8, i8, I1, *INIT, F2)),
-        ("max_positions", lookup.max_positions_cuda(dim), (F2, W2, I1, I1, I1, i8, *INIT, I2)),
-        ("dots", dots.dots_cuda(dim), (F2, W2, I1, I1, F2, I1, i8, i8, *INIT, F1)),
+        ("gather", lookup.gather_cuda(dim), (F2, I1, I1, i8, I1, *INIT, F2)),
+        ("pool", lookup.pool_cuda(dim), (F2, I1, I1, I1, F1, i8, i8, i8, I1, *INIT, F2)),
+        ("max_positions", lookup.max_positions_cuda(dim), (F2, I1, I1, I1, i8, *INIT, I2)),
+        ("dots", dots.dots_cuda(dim), (F2, I1, I1, F2, I1, i8, i8, *INIT, F1)),
         ("norms", topk.norms_cuda(dim), (F2, F1)),
         ("scores", topk.scores_cuda(dim), (F2, F2, i8, F1, F1, F2)),
         ("bpr_slopes", bpr.slopes_cuda(dim), (F2, I1, F2, I1, F1, F1)),
@@ -82,7 +89,7 @@ def _of_dim(dim: int) -> list[Entry]:
             (
                 f"hot_sums{'_max' * winners}",
                 backward.hot_sums_cuda(dim, winners),
-                (I1, I1, I1, I1, *ENTRIES, I2, F2, F2),
+                (I1, I1, I1, I1, i8, i8, *ENTRIES, I2, F2, F2),
             ),
             (
                 f"backward{'_max' * winners}",
@@ -90,11 +97,26 @@ def _of_dim(dim: int) -> list[Entry]:
                 (I1, F2, I1, I1, *ENTRIES, I2, F2, F2),
             ),
         ]
-    step = (F2, W2, B1, I1, I1, i8, i8, I1, I1, F2, I1, *ENTRIES, F2, SCALARS, *INIT)
+    step = (F2, B1, I1, I1, i8, i8, I1, I1, F2, I1, *ENTRIES, F2, SCALARS, u8, *INIT)
     for name in update.NAMES:
         if not name.startswith("row_wise"):
             found.append((f"columns_{name}", update.update_columns_cuda(dim, name), step))
         found.append((f"rows_{name}", update.update_rows_cuda(dim, name), (*step, F1)))
+    for dtype in ("float16", "bfloat16", "int8"):
+        gather, pool = lookup.gather_cuda(dim, dtype), lookup.pool_cuda(dim, dtype)
+        at_max = lookup.max_positions_cuda(dim, dtype)
+        found += [
+            (f"{dtype}_gather", gather, (F2, I1, I1, i8, I1, *INIT, F2)),
+            (f"{dtype}_pool", pool, (F2, I1, I1, I1, F1, i8, i8, i8, I1, *INIT, F2)),
+            (f"{dtype}_max_positions", at_max, (F2, I1, I1, I1, i8, *INIT, I2)),
+            (f"{dtype}_dots", dots.dots_cuda(dim, dtype), (F2, I1, I1, F2, I1, i8, i8, *INIT, F1)),
+        ]
+    for dtype, state_dtype, rounding in NARROW:
+        how = (dtype, state_dtype, rounding)
+        columns = update.update_columns_cuda(dim, "lazy_adam", *how)
+        rows = update.update_rows_cuda(dim, "row_wise_adam", *how)
+        found.append((f"{dtype}_{state_dtype}_{rounding}_lazy_adam", columns, step))
+        found.append((f"{dtype}_{state_dtype}_{rounding}_row_wise_adam", rows, (*step, F1)))
     return [Entry(f"{name}-{dim}", kernel, types.void(*args)) for name, kernel, args in found]
 
 
@@ -134,6 +156,16 @@ def _of_any_dim() -> list[Entry]:
         ("hash_strings", hashing.hash_strings_cuda(), (B1, I1, U2, u8, I2)),
     ]
     found += [
+        (
+            "number_keys",
+            many.number_keys_cuda(),
+            (I1, I1, I1, i8, I1, I1, I1, I1, I1, I1, I1, I1),
+        ),
+        ("scale_bags", many.scale_bags_cuda(), (I1, I1, i8, I1, I1, I1, I1, F1, i8, F1)),
+        ("cut_keys", many.cut_keys_cuda(), (I1, I1, I1, I1)),
+        ("rows_of_keys", many.rows_of_keys_cuda(), (I1, I1, I1, I1)),
+        ("side_by_side", many.arrange_columns_cuda(True), (F1, F2, I1, I1, I1)),
+        ("apart", many.arrange_columns_cuda(False), (F1, F2, I1, I1, I1)),
         ("sample_pairs", pairs.sample_pairs_cuda(), (u8, u8, u8, C1, C1, I1, I1)),
         ("mark_taken", pairs.mark_taken_cuda(), (i8, I1, I2, I1, C1, B1, u8, B2)),
         ("repeat", pairs.repeat_cuda(), (I1, I1)),

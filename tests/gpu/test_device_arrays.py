@@ -53,8 +53,6 @@ def test_device_arrays_in_and_out(on_device, memory):
 
     with pytest.raises(se.ArgumentError, match="indices: is on a GPU, but this table is on the"):
         twin.lookup(on_device(indices))
-    with pytest.raises(se.ArgumentError, match="collections are of tables on the CPU"):
-        se.EmbeddingBagCollection({"a": table})
     with pytest.raises(se.ArgumentError, match="indices: expected dtype int64, got int32"):
         table.lookup(on_device(indices.astype(np.int32)))
     with pytest.raises(se.IndexRangeError, match="indices: 1 of 5 are out of range"):

@@ -212,21 +212,55 @@ def test_a_lost_device_closes_the_store_at_its_last_commit(tmp_path, expected, m
         check(table, expected[2])
 
 
-def test_narrow_tables_are_refused_there_and_left_as_they_are(tmp_path):
-    how = {"num_embeddings": 9, "embedding_dim": DIM, "optimizer": se.SGD(0.1)}
-    for narrow in ({"dtype": "bfloat16"}, {"dtype": "float16"}, {"state_dtype": "bfloat16"}):
-        with pytest.raises(se.ArgumentError, match="on a GPU expected float32, got"):
-            se.EmbeddingTable.create(None, device="cuda", **how, **narrow)
-    path = tmp_path / "table"
-    with se.EmbeddingTable.create(path, dtype="bfloat16", **how) as table:
-        table.assign([3], np.ones((1, DIM), np.float32))
+NARROW = {
+    "bfloat16": {"dtype": "bfloat16", "state_dtype": "bfloat16", "optimizer": se.LazyAdam(0.01)},
+    "float16": {"dtype": "float16", "optimizer": se.RowWiseAdagrad(0.1)},
+}
+
+
+@pytest.mark.parametrize("kind", NARROW)
+def test_narrow_tables_have_the_cpus_bits_and_files(tmp_path, kind):
+    tables = [create(tmp_path / device, device, **NARROW[kind]) for device in ("cpu", "cuda")]
+    for table in tables:
+        steps(table, 0, 3)
+        table.assign([1, 30], np.eye(2, DIM, dtype=np.float32) / 3)
+    theirs, ours = tables
+    check(ours, (theirs.lookup(ALL), theirs.state(ALL), None))
+    for found, expected in zip(
+        *(table.nearest(np.ones((1, DIM), np.float32), 3, rows="all") for table in (ours, theirs)),
+        strict=True,
+    ):
+        assert_same_bits(found, expected)
+    ours.rollback()
+    theirs.rollback()
+    for table in tables:
+        steps(table, 3, 4)
+        table.close()
+    files = [(tmp_path / device / "rows.npy").read_bytes() for device in ("cpu", "cuda")]
+    assert files[0] == files[1]
+    with se.EmbeddingTable.open(tmp_path / "cpu", device="cuda") as table:
+        assert table.dtype == kind
+        with se.EmbeddingTable.open(tmp_path / "cuda") as other:
+            check(table, (other.lookup(ALL), other.state(ALL), None))
+
+
+def test_int8_copies_are_looked_up_there(tmp_path):
+    with create(tmp_path / "table", "cpu") as table:
+        steps(table, 0, 2)
         table.quantize("int8", tmp_path / "int8").close()
-    for where, name in ((path, "bfloat16"), (tmp_path / "int8", "int8")):
-        for opened in (se.EmbeddingTable.open, se.Store.open):
-            with pytest.raises(se.ArgumentError, match=f"expected a float32 table, got {name}"):
-                opened(where, device="cuda")
-        with se.EmbeddingTable.open(where) as table:  # nobody holds its lock
-            assert (table.lookup([3]) == 1).all()
+    indices, offsets = np.array([1, 5, 7, 39, 2]), [0, 3, 5]
+    results = []
+    for device in ("cpu", "cuda"):
+        with se.EmbeddingTable.open(tmp_path / "int8", device=device) as table:
+            asked = np.ones((1, DIM), np.float32)
+            results.append([
+                table.lookup(ALL), table.lookup(indices, offsets, mode="mean"),
+                *table.nearest(asked, 3),
+            ])  # fmt: skip
+            with pytest.raises(se.ArgumentError, match="int8 table is a quantised copy"):
+                table.update(np.ones((1, DIM), np.float32), [1])
+    for expected, found in zip(*results, strict=True):
+        assert_same_bits(np.asarray(found), expected)
 
 
 def test_quantized_copies_of_a_table_on_a_gpu_are_the_cpus(tmp_path):

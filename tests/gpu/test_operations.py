@@ -56,7 +56,8 @@ class OnDevice:
     def records(self, rec):
         from sparse_embed.cuda.ops import Records
 
-        return Records(self.up(rec.records), self.up(rec.flags), rec.dim, rec.init, rec.seed)
+        where = self.up(rec.records), self.up(rec.flags)
+        return Records(*where, rec.dim, rec.init, rec.seed, rec.precision)
 
     def arrays(self, *values):
         return [self.up(v) if isinstance(v, np.ndarray) else v for v in values]
@@ -86,7 +87,10 @@ def random_batch(rng, num_embeddings=300, length=400):
 
 
 def check_lookup(device, batch, dim):
-    rec = records(batch.num_embeddings, dim)
+    check_reading(device, batch, records(batch.num_embeddings, dim))
+
+
+def check_reading(device, batch, rec):
     args = (rec, batch.slots, batch.indices)
     found = device.call("lookup", *args, batch.padding_idx)
     assert_same_bits(found, reference.lookup(*args, batch.padding_idx))

@@ -21,7 +21,10 @@ from tests.gpu import ptx
 from tests.gpu.kernel_list import entries
 
 # One kernel of each family on rows that are not a multiple of 4 columns, and wider than a tile.
-_OTHER_SHAPES = r"^(gather|pool|backward|columns_lazy_adam|rows_row_wise_adam)-"
+_OTHER_SHAPES = (
+    r"^(gather|pool|backward|columns_lazy_adam|rows_row_wise_adam|(bfloat16|int8)_pool"
+    r"|bfloat16_bfloat16_stochastic_lazy_adam|float16_float32_stochastic_lazy_adam)-"
+)
 
 
 def _all():

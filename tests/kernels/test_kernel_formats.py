@@ -12,15 +12,12 @@ import pytest
 from sparse_embed import ops, reference
 from sparse_embed import reference_formats as twin_of
 from sparse_embed.dtypes import FLOAT32, Precision, narrow, widen
-from sparse_embed.initializers import Normal
 from sparse_embed.kernels import formats
 from sparse_embed.optim import SGD, Adagrad, LazyAdam, RowWiseAdagrad, RowWiseAdam
-from sparse_embed.quantize import quantise
 from sparse_embed.storage.layout import Layout
-from tests.cases import assert_same_bits, batches, twin
+from tests.cases import assert_same_bits, batches, narrow_records, twin
 
 DIM = 7  # odd: half a lane of padding
-SEED = 2**64 - 3
 BATCHES = batches()
 HALVES = ("float16", "bfloat16")
 GOLDEN_NOISE = (
@@ -153,37 +150,12 @@ def test_golden_noise_and_roundings():
 # ---- operations ---------------------------------------------------------------------------------
 
 
-def narrow_records(rows, optimizer, precision, dim=DIM, virgin=0.3):
-    """A table of which this share of rows was never written."""
-    rng = np.random.default_rng(5)
-    state = optimizer.state_fields(dim) if optimizer is not None else ()
-    fields = (("weight", dim), *((field.name, field.lanes) for field in state))
-    layout = Layout(rows, dim, fields, precision)
-    data = np.zeros((rows, layout.lanes), np.float32)
-    parts = layout.structured(data)
-    written = rng.random(rows) >= virgin
-    weights = rng.standard_normal((rows, dim)).astype(np.float32)
-    if precision.dtype == "int8":
-        parts["scale"], parts["bias"], parts["weight"] = quantise(weights)
-    else:
-        parts["weight"] = narrow(weights, precision.dtype)
-        parts["weight"][::3, 0] = 0  # stored as -0.0
-    for field in state:
-        values = np.abs(rng.standard_normal((rows, field.lanes)) * 0.1).astype(np.float32)
-        stored = narrow(values, precision.of_field(field.lanes))
-        parts[field.name] = stored.reshape(parts[field.name].shape)
-    layout.keep_written(data)
-    data[~written] = 0
-    flags = np.zeros(rows, np.uint8)
-    return ops.Records(data, flags, dim, Normal(0.5), SEED, precision), layout
-
-
 @pytest.mark.parametrize("dtype", [*HALVES, "int8"])
 def test_reading(dtype):
     """gather, pooled, max, its positions, and the gradient of weights."""
     for name in ("weighted, padding -1", "zipf", "empty bags at both ends and inside"):
         batch = next(batch for batch in BATCHES if batch.name == name)
-        rec, _ = narrow_records(batch.num_embeddings, None, Precision(dtype))
+        rec, _ = narrow_records(batch.num_embeddings, DIM, None, Precision(dtype))
         slots, padding = batch.slots, batch.padding_idx
         args = rec, slots, batch.indices
         assert_same_bits(ops.lookup(*args, padding), reference.lookup(*args, padding))
@@ -215,7 +187,7 @@ UPDATES = [
 @pytest.mark.parametrize(("optimizer", "precision"), UPDATES, ids=repr)
 def test_updating(optimizer, precision):
     batch = next(batch for batch in BATCHES if batch.name == "weighted, padding -1")
-    rec, layout = narrow_records(batch.num_embeddings, optimizer, precision)
+    rec, layout = narrow_records(batch.num_embeddings, DIM, optimizer, precision)
     merged = ops.merge(batch.indices, batch.padding_idx)
     shares = ops.bag_coefficients(
         batch.indices, batch.offsets, batch.weights, "mean", batch.padding_idx
@@ -241,7 +213,7 @@ def test_updating(optimizer, precision):
 def test_a_weight_that_underflows_is_still_written():
     """A first number that rounds to +0.0 must not turn the row virgin."""
     precision = Precision("bfloat16", "float32", "nearest")
-    rec, layout = narrow_records(1, SGD(1.0), precision, virgin=0)
+    rec, layout = narrow_records(1, DIM, SGD(1.0), precision, virgin=0)
     layout.structured(rec.records)["weight"] = 0
     layout.keep_written(rec.records)
     one, grad = np.array([0]), np.full((1, DIM), -1e-44, np.float32)

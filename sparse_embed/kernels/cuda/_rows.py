@@ -93,18 +93,22 @@ def group_mask(thread, lanes):
 
 @device_function
 def load_tile(values, at, matrix, row, base, first, lane, lanes, vec, chunks, dim):
-    """values[at:] = this lane's columns of matrix[row, base:base + dim], from column `first` on."""
+    """values[at:] = this lane's columns of matrix[row, base:base + dim], from column `first` on.
+
+    base: compile-time; where it is not a multiple of 4 (state behind narrow weights) a lane's
+    numbers are not at 16 bytes."""
     for c in range(chunks):
         column = first + (c * lanes + lane) * vec
         if column < dim:
-            if vec == 4:
+            if vec == 4 and base & 3 == 0:
                 p, q, r, s = load4(matrix, row, base + column)
                 values[at + c * 4] = p
                 values[at + c * 4 + 1] = q
                 values[at + c * 4 + 2] = r
                 values[at + c * 4 + 3] = s
             else:
-                values[at + c] = matrix[row, base + column]
+                for v in range(vec):
+                    values[at + c * vec + v] = matrix[row, base + column + v]
 
 
 @device_function
@@ -113,13 +117,14 @@ def store_tile(values, matrix, row, base, first, lane, lanes, vec, chunks, dim):
     for c in range(chunks):
         column = first + (c * lanes + lane) * vec
         if column < dim:
-            if vec == 4:
+            if vec == 4 and base & 3 == 0:
                 store4(
                     matrix, row, base + column,
                     values[c * 4], values[c * 4 + 1], values[c * 4 + 2], values[c * 4 + 3],
                 )  # fmt: skip
             else:
-                matrix[row, base + column] = values[c]
+                for v in range(vec):
+                    matrix[row, base + column + v] = values[c * vec + v]
 
 
 @device_function
@@ -134,11 +139,15 @@ def first_weight(key, column, init_kind, init_param):
 
 
 @device_function
-def init_tile(values, at, row, first, lane, lanes, vec, chunks, dim, seed, init_kind, init_param):
-    """values[at:] = this lane's first weights of `row`, from column `first` on."""
+def init_tile(
+    settled, values, at, row, first, lane, lanes, vec, chunks, dim, seed, init_kind, init_param
+):
+    """values[at:] = this lane's first weights of `row`, from column `first` on; settled: rounds
+    them as the table's records do (`formats`)."""
     key = row_key(seed, row)
     for c in range(chunks):
         column = first + (c * lanes + lane) * vec
         if column < dim:
             for v in range(vec):
-                values[at + c * vec + v] = first_weight(key, column + v, init_kind, init_param)
+                value = first_weight(key, column + v, init_kind, init_param)
+                values[at + c * vec + v] = settled(value)

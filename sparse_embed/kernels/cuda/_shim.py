@@ -5,8 +5,9 @@ simulator (NUMBA_ENABLE_CUDASIM=1) too.  What differs is levelled here:
 
     cuda_kernel        `cuda.jit` without contraction of a * b + c to fma: no public option says
                        so, hence one NVVM option is added while a kernel of ours is compiled
-    word_at            the bits of a row's first float
+    word_at, word_of   the bits of a row's first float, or of another
     load4, store4      16-byte accesses (`ld.global.v4.f32`); one by one in the simulator
+    load2, store2      8 bytes, as words; store_half: 2 bytes
     sync_block         syncthreads, for functions that kernels of other modules call
     sync_lanes(mask)   __syncwarp; in the simulator, where a block is one group, its syncthreads
     ballot_lanes       the votes of a warp; in the simulator a warp is one thread
@@ -70,9 +71,28 @@ if SIMULATED:
         """All lanes of the group have come here, and see each other's stores."""
         threading.current_thread().syncthreads()
 
+    def load2(matrix, row, column):
+        """The bits of two floats from an 8-byte boundary."""
+        assert column % 2 == 0 and matrix.shape[1] % 2 == 0
+        return tuple(matrix[row, column + v].view(np.uint32) for v in range(2))
+
+    def store2(matrix, row, column, a, b):
+        """The bits of two floats to an 8-byte boundary."""
+        assert column % 2 == 0 and matrix.shape[1] % 2 == 0
+        for v, value in enumerate((a, b)):
+            matrix._ary.view(np.uint32)[row, column + v] = value
+
+    def store_half(matrix, row, place, half):
+        """The half of this number in a row."""
+        matrix._ary.view(np.uint16)[row, place] = half
+
+    def word_of(matrix, row, column):
+        """The bits of a float."""
+        return matrix[row, column].view(np.uint32)
+
     def word_at(matrix, row):
         """The bits of a row's first float."""
-        return matrix[row, 0].view(np.uint32)
+        return word_of(matrix, row, 0)
 
     def ballot_lanes(flag):
         """The lanes of the warp that say yes, as bits."""
@@ -86,13 +106,14 @@ if SIMULATED:
         threading.current_thread().syncthreads()
 
 else:
+    _WORD = ir.IntType(32)
+    _FOUR, _TWO = ir.VectorType(ir.FloatType(), 4), ir.VectorType(_WORD, 2)
 
-    def _pointer(context, builder, array_type, array, row, column):
+    def _pointer(context, builder, array_type, array, row, column, kind):
         struct = context.make_array(array_type)(context, builder, array)
         columns = cgutils.unpack_tuple(builder, struct.shape, 2)[1]
         place = builder.add(builder.mul(row, columns), column)
-        vector = ir.VectorType(ir.FloatType(), 4)
-        return builder.bitcast(builder.gep(struct.data, [place]), vector.as_pointer())
+        return builder.bitcast(builder.gep(struct.data, [place]), kind.as_pointer())
 
     @intrinsic
     def load4(typing_context, matrix, row, column):
@@ -100,9 +121,64 @@ else:
         signature = types.UniTuple(types.float32, 4)(matrix, types.int64, types.int64)
 
         def codegen(context, builder, sig, args):
-            vector = builder.load(_pointer(context, builder, sig.args[0], *args), align=16)
-            lanes = [builder.extract_element(vector, ir.IntType(32)(v)) for v in range(4)]
+            place = _pointer(context, builder, sig.args[0], *args, _FOUR)
+            vector = builder.load(place, align=16)
+            lanes = [builder.extract_element(vector, _WORD(v)) for v in range(4)]
             return context.make_tuple(builder, sig.return_type, lanes)
+
+        return signature, codegen
+
+    @intrinsic
+    def load2(typing_context, matrix, row, column):
+        """The bits of two floats from an 8-byte boundary."""
+        signature = types.UniTuple(types.uint32, 2)(matrix, types.int64, types.int64)
+
+        def codegen(context, builder, sig, args):
+            place = _pointer(context, builder, sig.args[0], *args, _TWO)
+            vector = builder.load(place, align=8)
+            words = [builder.extract_element(vector, _WORD(v)) for v in range(2)]
+            return context.make_tuple(builder, sig.return_type, words)
+
+        return signature, codegen
+
+    @intrinsic
+    def store2(typing_context, matrix, row, column, a, b):
+        """The bits of two floats to an 8-byte boundary."""
+        u4 = types.uint32
+        signature = types.void(matrix, types.int64, types.int64, u4, u4)
+
+        def codegen(context, builder, sig, args):
+            vector = ir.Constant(_TWO, ir.Undefined)
+            for v in range(2):
+                vector = builder.insert_element(vector, args[3 + v], _WORD(v))
+            place = _pointer(context, builder, sig.args[0], *args[:3], _TWO)
+            builder.store(vector, place, align=8)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    @intrinsic
+    def store_half(typing_context, matrix, row, place, half):
+        """The half of this number in a row."""
+        signature = types.void(matrix, types.int64, types.int64, types.uint16)
+
+        def codegen(context, builder, sig, args):
+            begin = _pointer(
+                context, builder, sig.args[0], *args[:2], ir.IntType(64)(0), ir.IntType(16)
+            )
+            builder.store(args[3], builder.gep(begin, [args[2]]), align=2)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    @intrinsic
+    def word_of(typing_context, matrix, row, column):
+        """The bits of a float."""
+        signature = types.uint32(matrix, types.int64, types.int64)
+
+        def codegen(context, builder, sig, args):
+            place = _pointer(context, builder, sig.args[0], *args, _WORD)
+            return builder.load(place, align=4)
 
         return signature, codegen
 
@@ -112,8 +188,8 @@ else:
         signature = types.uint32(matrix, types.int64)
 
         def codegen(context, builder, sig, args):
-            pointer = _pointer(context, builder, sig.args[0], *args, ir.IntType(64)(0))
-            return builder.load(builder.bitcast(pointer, ir.IntType(32).as_pointer()), align=4)
+            place = _pointer(context, builder, sig.args[0], *args, ir.IntType(64)(0), _WORD)
+            return builder.load(place, align=4)
 
         return signature, codegen
 
@@ -124,11 +200,11 @@ else:
         signature = types.void(matrix, types.int64, types.int64, f4, f4, f4, f4)
 
         def codegen(context, builder, sig, args):
-            vector = ir.Constant(ir.VectorType(ir.FloatType(), 4), ir.Undefined)
+            vector = ir.Constant(_FOUR, ir.Undefined)
             for v in range(4):
-                vector = builder.insert_element(vector, args[3 + v], ir.IntType(32)(v))
-            pointer = _pointer(context, builder, sig.args[0], *args[:3])
-            builder.store(vector, pointer, align=16)
+                vector = builder.insert_element(vector, args[3 + v], _WORD(v))
+            place = _pointer(context, builder, sig.args[0], *args[:3], _FOUR)
+            builder.store(vector, place, align=16)
             return context.get_dummy_value()
 
         return signature, codegen

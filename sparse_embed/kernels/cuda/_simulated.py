@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numba import cuda
 from numba.cuda.simulator import kernelapi
+from numba.extending import overload
+
+from sparse_embed.kernels import formats
 
 _plain_array = kernelapi.FakeCUDALocal.array
 
@@ -20,6 +23,26 @@ def _zeros(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 kernelapi.FakeCUDALocal.array = _zeros
+
+
+def _let_python_call(name: str, plain: Any) -> None:
+    """An intrinsic that the formulas of narrow records use; kernels of the CPU still compile it."""
+    compiled = getattr(formats, name)
+
+    @overload(plain, jit_options={"forceinline": True}, strict=False)
+    def implementation(x: Any) -> Any:
+        return lambda x: compiled(x)
+
+    setattr(formats, name, plain)
+
+
+for _name, _plain in (
+    ("bits", lambda x: np.float32(x).view(np.uint32)),
+    ("from_bits", lambda x: np.uint32(x).view(np.float32)),
+    ("widen_float16", lambda x: np.float32(np.uint16(x).view(np.float16))),
+    ("_truncate_float16", lambda x: np.float32(x).astype(np.float16).view(np.uint16)),
+):
+    _let_python_call(_name, _plain)
 
 
 class Card:

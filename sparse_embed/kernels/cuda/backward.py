@@ -100,7 +100,7 @@ def sum_winners(
 
 @functools.cache
 def hot_sums_cuda(dim: int, winners: bool):
-    """block_sums[h]: the sums of the blocks of hot segments."""
+    """block_sums[h]: the sums of the blocks of hot segments, those of rows [u0, u1)."""
     _, vec, lanes, chunks = row_shape(dim)
     width, tile = vec * chunks, vec * chunks * lanes
     staged = IN_FLIGHT * width
@@ -108,8 +108,8 @@ def hot_sums_cuda(dim: int, winners: bool):
 
     @cuda_kernel
     def hot_sums(
-        hot_rows, hot_bases, found, starts, positions, bags, weights, scale, steps, argmax, grad,
-        block_sums,
+        hot_rows, hot_bases, found, starts, u0, u1, positions, bags, weights, scale, steps, argmax,
+        grad, block_sums,
     ):  # fmt: skip
         _ = digest
         block = cuda.local.array(width, numba.float32)
@@ -127,6 +127,8 @@ def hot_sums_cuda(dim: int, winners: bool):
                 else:
                     high = middle - 1
             u = hot_rows[low]
+            if u < u0 or u >= u1:
+                continue
             begin = starts[u] + (h - hot_bases[low]) * BLOCK
             end = starts[u + 1]
             end = begin + BLOCK if begin + BLOCK < end else end

@@ -9,7 +9,8 @@ import numpy as np
 
 from sparse_embed.kernels._jit import DIGEST
 from sparse_embed.kernels.cuda._rows import VIRGIN, first_weight, group_mask, row_shape
-from sparse_embed.kernels.cuda._shim import cuda, cuda_kernel, sync_lanes
+from sparse_embed.kernels.cuda._shim import cuda, cuda_kernel, sync_lanes, word_at
+from sparse_embed.kernels.cuda.formats import FORMATS
 from sparse_embed.kernels.cuda.reduce import tree
 from sparse_embed.kernels.initialize import row_key
 from sparse_embed.kernels.lookup import MEAN, bag_scale
@@ -18,16 +19,17 @@ _ZERO = np.float32(0)
 
 
 @functools.cache
-def dots_cuda(dim: int):
+def dots_cuda(dim: int, dtype: str = "float32"):
     """A group of lanes a position; bag_ids as in `backward`: one 0 and a step of 0 when absent."""
     shape = row_shape(dim)
     lanes = shape.lanes
     num_parts = shape.groups * 16
+    _, weight_of, settled, first_bits = FORMATS[dtype]
     digest = DIGEST
 
     @cuda_kernel
     def dots(
-        records, words, slots, indices, grad, bag_ids, bag_step, padding_idx,
+        records, slots, indices, grad, bag_ids, bag_step, padding_idx,
         seed, init_kind, init_param, out,
     ):  # fmt: skip
         _ = digest
@@ -40,16 +42,16 @@ def dots_cuda(dim: int):
             padded = indices[k] == padding_idx
             slot = np.int64(0) if padded else slots[k]
             bag = bag_ids[k * bag_step] + k * (1 - bag_step)
-            virgin = not padded and words[slot, 0] == VIRGIN
+            virgin = not padded and word_at(records, slot) & first_bits == VIRGIN
             key = row_key(seed, indices[k])
             sync_lanes(mask)
             for j in range(lane, 16, lanes):
                 total = _ZERO
                 if not padded:
                     for d in range(j, dim, 16):
-                        value = records[slot, d]
+                        value = weight_of(records, slot, d)
                         if virgin:
-                            value = first_weight(key, d, init_kind, init_param)
+                            value = settled(first_weight(key, d, init_kind, init_param))
                         total = total + grad[bag, d] * value
                 parts[at + j] = total
             sync_lanes(mask)

@@ -1,7 +1,6 @@
 """Lookup on the device: formulas, shapes and orders as in `kernels/lookup.py`.
 
-Shapes   words (S, W) u4: the bits of records, to tell virgin rows · otherwise as on the CPU, with
-         weights (L,) f4, or one 1 and a step of 0
+Shapes   as on the CPU, with weights (L,) f4, or one 1 and a step of 0
 How      a group of lanes owns a position or a bag; of a bag, 4 rows are asked for before the first
          is added.  A row and the word that tells whether it is virgin are asked for together.
 """
@@ -18,12 +17,12 @@ from sparse_embed.kernels.cuda._rows import (
     VIRGIN,
     first_weight,
     init_tile,
-    load_tile,
     row_shape,
     store_tile,
 )
 from sparse_embed.kernels.cuda._shim import cuda, cuda_kernel, word_at
 from sparse_embed.kernels.cuda.batches import is_wrong
+from sparse_embed.kernels.cuda.formats import FORMATS
 from sparse_embed.kernels.initialize import row_key
 from sparse_embed.kernels.lookup import MAX, MEAN, bag_scale
 
@@ -48,15 +47,14 @@ def initialize_cuda(dim: int):
 
 
 @functools.cache
-def gather_cuda(dim: int):
+def gather_cuda(dim: int, dtype: str = "float32"):
     _, vec, lanes, chunks = row_shape(dim)
+    load, _, settled, first_bits = FORMATS[dtype]
     width, tile = vec * chunks, vec * chunks * lanes
     digest = DIGEST
 
     @cuda_kernel
-    def gather(
-        records, words, slots, indices, padding_idx, found, seed, init_kind, init_param, out
-    ):
+    def gather(records, slots, indices, padding_idx, found, seed, init_kind, init_param, out):
         _ = digest
         if is_wrong(found):
             return
@@ -72,11 +70,11 @@ def gather_cuda(dim: int):
                     for x in range(width):
                         values[x] = _ZERO
                 else:
-                    virgin = words[slot, 0] == VIRGIN
-                    load_tile(values, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                    virgin = word_at(records, slot) & first_bits == VIRGIN
+                    load(values, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
                 if virgin:
                     init_tile(
-                        values, 0, row, first, lane, lanes, vec, chunks, dim,
+                        settled, values, 0, row, first, lane, lanes, vec, chunks, dim,
                         seed, init_kind, init_param,
                     )  # fmt: skip
                 store_tile(values, out, k, 0, first, lane, lanes, vec, chunks, dim)
@@ -96,15 +94,16 @@ def add_row(total, values, at, width, w, mode, none):
 
 
 @functools.cache
-def pool_cuda(dim: int):
+def pool_cuda(dim: int, dtype: str = "float32"):
     _, vec, lanes, chunks = row_shape(dim)
+    load, _, settled, first_bits = FORMATS[dtype]
     width, tile = vec * chunks, vec * chunks * lanes
     staged = POOLED * width
     digest = DIGEST
 
     @functools.partial(cuda_kernel, resident=3 if vec == 4 else 1)
     def pool(
-        records, words, slots, indices, offsets, weights, weight_step, mode, padding_idx, found,
+        records, slots, indices, offsets, weights, weight_step, mode, padding_idx, found,
         seed, init_kind, init_param, out,
     ):  # fmt: skip
         _ = digest
@@ -134,22 +133,22 @@ def pool_cuda(dim: int):
                     virgins = False
                     for j in range(POOLED):
                         place = np.int64(0) if rows[j] == padding_idx else places[j]
-                        load_tile(
+                        load(
                             stage, j * width, records, place, 0,
                             first, lane, lanes, vec, chunks, dim,
                         )  # fmt: skip
-                        virgins = virgins | (word_at(records, place) == VIRGIN)
+                        virgins = virgins | (word_at(records, place) & first_bits == VIRGIN)
                     if virgins:  # one at a time: first weights take many registers
                         for i in range(k, min(k + POOLED, end)):
                             if indices[i] != padding_idx:
-                                load_tile(
+                                load(
                                     one, 0, records, slots[i], 0,
                                     first, lane, lanes, vec, chunks, dim,
                                 )  # fmt: skip
-                                if words[slots[i], 0] == VIRGIN:
+                                if word_at(records, slots[i]) & first_bits == VIRGIN:
                                     init_tile(
-                                        one, 0, indices[i], first, lane, lanes, vec, chunks, dim,
-                                        seed, init_kind, init_param,
+                                        settled, one, 0, indices[i], first, lane, lanes, vec,
+                                        chunks, dim, seed, init_kind, init_param,
                                     )  # fmt: skip
                                 w = weights[i] if weight_step else _ONE
                                 denominator += w if mode == MEAN else w * w
@@ -177,13 +176,14 @@ def pool_cuda(dim: int):
 
 
 @functools.cache
-def max_positions_cuda(dim: int):
+def max_positions_cuda(dim: int, dtype: str = "float32"):
     """A thread a bag and column: what it reads is one column of a row, its neighbours the next."""
+    _, weight_of, settled, first_bits = FORMATS[dtype]
     digest = DIGEST
 
     @cuda_kernel
     def max_positions(
-        records, words, slots, indices, offsets, padding_idx, seed, init_kind, init_param, out
+        records, slots, indices, offsets, padding_idx, seed, init_kind, init_param, out
     ):
         _ = digest
         for place in range(cuda.grid(1), out.shape[0] * dim, cuda.gridsize(1)):
@@ -192,9 +192,10 @@ def max_positions_cuda(dim: int):
             best = _ZERO
             for k in range(offsets[b], offsets[b + 1]):
                 if indices[k] != padding_idx:
-                    value = records[slots[k], d]
-                    if words[slots[k], 0] == VIRGIN:
-                        value = first_weight(row_key(seed, indices[k]), d, init_kind, init_param)
+                    value = weight_of(records, slots[k], d)
+                    if word_at(records, slots[k]) & first_bits == VIRGIN:
+                        key = row_key(seed, indices[k])
+                        value = settled(first_weight(key, d, init_kind, init_param))
                     if winner < 0 or value > best:
                         best = value
                         winner = np.int64(k)

@@ -4,11 +4,12 @@
     update_rows      what needs a sum over the columns (row-wise states, clip_norm): the gradient
                      of a row is kept in shared memory, in `scratch` beyond D = 1024
 
-Shapes   words (S, W) u4: the bits of records · scalars: nine f4, the places of `update` · slots
-         (n,) i8 of the unique rows [u0, u0 + limit), as far as there are so many · others as in
+Shapes   scalars: nine f4, the places of `update` · rounding_key u8: of seed and step · slots (n,)
+         i8 of the unique rows [u0, u0 + limit), as far as there are so many · others as in
          `backward` · scratch (groups of the grid * D,) f4, or (1,)
 How      what is known of the next row, and the record of this one, are asked for before the
          gradient is added, so that a row costs one wait for memory and not six in a row
+Narrow   as on the CPU: widened into registers, moved there, rounded back (`formats`)
 Virgin   every lane of a group has looked before one of them stores
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -30,11 +32,12 @@ from sparse_embed.kernels.cuda._rows import (
     init_tile,
     load_tile,
     row_shape,
-    store_tile,
 )
 from sparse_embed.kernels.cuda._shim import IN_FLIGHT, cuda, cuda_kernel, sync_lanes, word_at
 from sparse_embed.kernels.cuda.backward import HOT, sum_entries
+from sparse_embed.kernels.cuda.formats import FORMATS, STORES
 from sparse_embed.kernels.cuda.reduce import group_sum_of_squares
+from sparse_embed.kernels.formats import lanes_of, row_noise_key
 from sparse_embed.kernels.plan import BLOCK
 from sparse_embed.kernels.sgd import sgd_value
 from sparse_embed.kernels.update import CLIP_NORM, CLIP_VALUE, FILL
@@ -99,9 +102,41 @@ def sum_tile(
             total[x] = total[x] + block[x]
 
 
+class Narrow(NamedTuple):
+    """Where the fields of a record are, in lanes, and how they are read and written."""
+
+    load_weight: Any
+    settled: Any
+    first_bits: np.uint32
+    store_weight: Any
+    load_state: Any
+    store_state: Any
+    noisy: bool
+    first_at: int
+    second_at: int
+
+
+def _narrow(dim: int, dtype: str, state_dtype: str, rounding: str) -> Narrow:
+    if dim == 1:  # one number a row stays float32
+        state_dtype = "float32"
+    noisy = rounding == "stochastic"
+    weight, lanes = FORMATS[dtype], lanes_of(dim, dtype)
+    return Narrow(
+        weight.load, weight.settled, weight.first_bits, STORES[dtype, noisy],
+        FORMATS[state_dtype].load, STORES[state_dtype, noisy], noisy,
+        lanes, lanes + lanes_of(dim, state_dtype),
+    )  # fmt: skip
+
+
 @functools.cache
-def update_columns_cuda(dim: int, name: str):
+def update_columns_cuda(
+    dim: int, name: str, dtype: str = "float32", state_dtype: str = "float32", rounding: str = ""
+):
     _, vec, lanes, chunks = row_shape(dim)
+    (
+        load_weight, settled, first_bits, store_weight, load_state, store_state, noisy,
+        first_at, second_at,
+    ) = _narrow(dim, dtype, state_dtype, rounding)  # fmt: skip
     width, tile = vec * chunks, vec * chunks * lanes
     staged = IN_FLIGHT * width
     has_first, has_second = name != "sgd", name == "lazy_adam"
@@ -110,8 +145,9 @@ def update_columns_cuda(dim: int, name: str):
 
     @cuda_kernel
     def update_columns(
-        records, words, flags, slots, indices, u0, limit, num, hot_starts, block_sums, starts,
-        positions, bags, weights, scale, steps, grad, scalars, seed, init_kind, init_param,
+        records, flags, slots, indices, u0, limit, num, hot_starts, block_sums, starts,
+        positions, bags, weights, scale, steps, grad, scalars, rounding_key,
+        seed, init_kind, init_param,
     ):  # fmt: skip
         _ = digest
         g = cuda.local.array(width, numba.float32)
@@ -131,14 +167,17 @@ def update_columns_cuda(dim: int, name: str):
         while u < count:
             ahead = u + stride
             next_slot, next_begin, next_end = segment_of(slots, starts, ahead, u0, count)
-            virgin = word_at(records, slot) == VIRGIN
+            virgin = word_at(records, slot) & first_bits == VIRGIN
             flag = flags[np.uint64(slot)]
+            key = rounding_key
+            if noisy:
+                key = row_noise_key(rounding_key, indices[u0 + u])
             for first in range(0, dim, tile):
-                load_tile(w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                load_weight(w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
                 if has_first:
-                    load_tile(m, 0, records, slot, dim, first, lane, lanes, vec, chunks, dim)
+                    load_state(m, 0, records, slot, first_at, first, lane, lanes, vec, chunks, dim)
                 if has_second:
-                    load_tile(v, 0, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim)
+                    load_state(v, 0, records, slot, second_at, first, lane, lanes, vec, chunks, dim)
                 sum_tile(
                     g, block, stage, share, ids, u0 + u, begin, end, hot_starts, block_sums,
                     positions, bags, weights, scale, steps, grad,
@@ -146,7 +185,7 @@ def update_columns_cuda(dim: int, name: str):
                 )  # fmt: skip
                 if virgin:
                     init_tile(
-                        w, 0, indices[u0 + u], first, lane, lanes, vec, chunks, dim,
+                        settled, w, 0, indices[u0 + u], first, lane, lanes, vec, chunks, dim,
                         seed, init_kind, init_param,
                     )  # fmt: skip
                     for x in range(width):
@@ -170,11 +209,16 @@ def update_columns_cuda(dim: int, name: str):
                         w[x] = written(weight, column)
                 if first == 0:
                     sync_lanes(mask)
-                store_tile(w, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                store_weight(w, records, slot, 0, first, lane, lanes, vec, chunks, dim, key, 0)
                 if has_first:
-                    store_tile(m, records, slot, dim, first, lane, lanes, vec, chunks, dim)
+                    store_state(
+                        m, records, slot, first_at, first, lane, lanes, vec, chunks, dim, key, dim
+                    )
                 if has_second:
-                    store_tile(v, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim)
+                    store_state(
+                        v, records, slot, second_at, first, lane, lanes, vec, chunks, dim,
+                        key, 2 * dim,
+                    )  # fmt: skip
             if lane == 0:
                 flags[np.uint64(slot)] = flag | _DIRTY
             u, slot, begin, end = ahead, next_slot, next_begin, next_end
@@ -183,8 +227,14 @@ def update_columns_cuda(dim: int, name: str):
 
 
 @functools.cache
-def update_rows_cuda(dim: int, name: str):
+def update_rows_cuda(
+    dim: int, name: str, dtype: str = "float32", state_dtype: str = "float32", rounding: str = ""
+):
     shape = row_shape(dim)
+    (
+        load_weight, settled, first_bits, store_weight, load_state, store_state, noisy,
+        first_at, second_at,
+    ) = _narrow(dim, dtype, state_dtype, rounding)  # fmt: skip
     _, vec, lanes, chunks = shape
     width, tile, groups = shape.width, shape.tile, shape.groups
     staged = IN_FLIGHT * width
@@ -193,14 +243,15 @@ def update_rows_cuda(dim: int, name: str):
     num_parts = groups * 16
     is_sgd, is_adagrad, is_adam = name == "sgd", name == "adagrad", name == "lazy_adam"
     is_row_adagrad, is_row_adam = name == "row_wise_adagrad", name == "row_wise_adam"
-    row_lane = 2 * dim if is_row_adam else dim  # of the one number of a row-wise state
+    # The one number of a row-wise state, which is float32.
+    row_lane = second_at if is_row_adam else first_at
     digest = DIGEST
 
     @cuda_kernel
     def update_rows(
-        records, words, flags, slots, indices, u0, limit, num, hot_starts, block_sums, starts,
-        positions, bags, weights, scale, steps, grad, scalars, seed, init_kind, init_param,
-        scratch,
+        records, flags, slots, indices, u0, limit, num, hot_starts, block_sums, starts,
+        positions, bags, weights, scale, steps, grad, scalars, rounding_key,
+        seed, init_kind, init_param, scratch,
     ):  # fmt: skip
         _ = digest
         kept = cuda.shared.array(shared_columns, numba.float32)
@@ -226,7 +277,10 @@ def update_rows_cuda(dim: int, name: str):
         for u in range(cuda.grid(1) // lanes, count, cuda.gridsize(1) // lanes):
             slot, row = slots[u], indices[u0 + u]
             begin, end = starts[u0 + u], starts[u0 + u + 1]
-            virgin = words[slot, 0] == VIRGIN
+            virgin = word_at(records, slot) & first_bits == VIRGIN
+            key = rounding_key
+            if noisy:
+                key = row_noise_key(rounding_key, row)
             state = scalars[FILL]
             if is_row_adagrad or is_row_adam:
                 state = scalars[FILL] if virgin else records[slot, row_lane]
@@ -257,11 +311,13 @@ def update_rows_cuda(dim: int, name: str):
                     if is_row_adagrad:
                         if virgin:
                             init_tile(
-                                w, 0, row, first, lane, lanes, vec, chunks, dim,
+                                settled, w, 0, row, first, lane, lanes, vec, chunks, dim,
                                 seed, init_kind, init_param,
                             )  # fmt: skip
                         else:
-                            load_tile(w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                            load_weight(
+                                w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim
+                            )
                     for c in range(chunks):
                         for x in range(vec):
                             column = first + (c * lanes + lane) * vec + x
@@ -286,19 +342,21 @@ def update_rows_cuda(dim: int, name: str):
             for first in range(0, dim, tile):
                 if virgin:
                     init_tile(
-                        w, 0, row, first, lane, lanes, vec, chunks, dim,
+                        settled, w, 0, row, first, lane, lanes, vec, chunks, dim,
                         seed, init_kind, init_param,
                     )  # fmt: skip
                     for x in range(width):
                         m[x] = scalars[FILL]
                         v[x] = scalars[FILL]
                 else:
-                    load_tile(w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                    load_weight(w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
                     if is_adagrad or is_adam or is_row_adam:
-                        load_tile(m, 0, records, slot, dim, first, lane, lanes, vec, chunks, dim)
+                        load_state(
+                            m, 0, records, slot, first_at, first, lane, lanes, vec, chunks, dim
+                        )
                     if is_adam:
-                        load_tile(
-                            v, 0, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim
+                        load_state(
+                            v, 0, records, slot, second_at, first, lane, lanes, vec, chunks, dim
                         )
                 for c in range(chunks):
                     for y in range(vec):
@@ -324,11 +382,16 @@ def update_rows_cuda(dim: int, name: str):
                                     w[x], m[x], second, rate, scalars[1], scalars[2], scalars[3]
                                 )
                             w[x] = written(weight, column)
-                store_tile(w, records, slot, 0, first, lane, lanes, vec, chunks, dim)
+                store_weight(w, records, slot, 0, first, lane, lanes, vec, chunks, dim, key, 0)
                 if is_adagrad or is_adam or is_row_adam:
-                    store_tile(m, records, slot, dim, first, lane, lanes, vec, chunks, dim)
+                    store_state(
+                        m, records, slot, first_at, first, lane, lanes, vec, chunks, dim, key, dim
+                    )
                 if is_adam:
-                    store_tile(v, records, slot, 2 * dim, first, lane, lanes, vec, chunks, dim)
+                    store_state(
+                        v, records, slot, second_at, first, lane, lanes, vec, chunks, dim,
+                        key, 2 * dim,
+                    )  # fmt: skip
             if lane == 0:
                 if is_row_adagrad or is_row_adam:
                     records[slot, row_lane] = state
