@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sparse_embed._typing import AnyArray
+from sparse_embed.device_order import Order
 from sparse_embed.errors import (
     ArgumentError,
     DeviceError,
@@ -114,8 +115,7 @@ class DeviceMemory:
         self._shim = _shim
         self._card: Any = _shim.open_card(index)
         self._chosen = _Chosen()
-        self._last = 0  # the stream of the last work of a user, and its end where it is not 0
-        self._end: Any = None
+        self._order = Order(self._card)
 
     # ---- streams and errors ---------------------------------------------------------------------
 
@@ -149,29 +149,11 @@ class DeviceMemory:
 
     def on_stream(self, handle: int | None) -> _Active:
         """Work on this GPU inside, launch and copy on this stream: a handle as torch's
-        `cuda_stream` or CuPy's `ptr`; None: the default one.  It comes after what was done inside
-        before, whatever the stream."""
+        `cuda_stream` or CuPy's `ptr`; None: the default one.  It comes after what was done before,
+        whatever the stream."""
         if self.simulated:
             return _Active(self)
         return _Active(self, 0 if handle is None or handle == _LEGACY else handle)
-
-    def follow(self, stream: int) -> None:
-        """Work on this stream comes after that of the one before."""
-        if stream == self._last:
-            return
-        if self._last == 0:
-            self._card.after(stream, 0)
-        else:  # which may be gone by now: its end was marked while it was there
-            self._end.hold(stream)
-        self._last = stream
-
-    def mark_end(self, stream: int) -> None:
-        """The work on this stream, which is somebody's, is done so far."""
-        if self._end is None:
-            from sparse_embed.kernels.cuda.streams import Mark
-
-            self._end = Mark()
-        self._end.record(stream)
 
     def new_stream(self) -> int:
         """A stream for copies beside the work; it lives as long as the process."""
@@ -257,8 +239,15 @@ class DeviceMemory:
         kept = chosen.work.get(name)
         if kept is None or kept.array.shape[0] < length or kept.array.dtype != dtype:
             grown = length if kept is None else max(length, kept.array.shape[0] * 3 // 2)
-            chosen.work.pop(name, None)
-            array = self.empty(max(grown, 1), dtype, f"{name}, for a batch")
+            kept = None
+            chosen.work.pop(name, None)  # the last reference: its memory may be had again
+            what = f"{name}, for a batch"
+            try:
+                array = self.empty(max(grown, 1), dtype, what)
+            except DeviceMemoryError:
+                if grown <= length:
+                    raise
+                array = self.empty(max(length, 1), dtype, what)
             kept = chosen.work[name] = _Kept(array, array[:length])
         elif kept.part.shape[0] != length:
             kept.part = kept.array[:length]
@@ -311,16 +300,19 @@ class DeviceMemory:
         return target
 
     def fill(self, target: Any, array: AnyArray) -> None:
-        """Copy into a device array; the caller leaves `array` alone until `synchronize`."""
+        """Copy into a device array; the caller leaves `array`, which is pinned or waited for, alone
+        until the stream has come here."""
         if array.size:
             with self.active():
                 self._card.to_device(target, array, self.stream)
 
     def put(self, name: str, array: AnyArray) -> Any:
-        """A copy on the device in the buffer of this name (`work`); for memory that is not pinned,
-        which the caller may change at once."""
+        """A copy on the device in the buffer of this name (`work`); the caller may change `array`
+        at once."""
         target = self.work(name, array.size, array.dtype)
-        self.fill(target, np.ascontiguousarray(array))
+        if array.size:
+            with self.active():
+                self._card.upload(target, np.ascontiguousarray(array), self.stream)
         return target
 
     def download(self, array: Any, out: AnyArray | None = None) -> AnyArray:
@@ -412,8 +404,10 @@ class _Active:
                 memory._card.__enter__()
                 entered = True
             if stream is not None:
-                memory.follow(stream)
+                memory._order.follow(stream)
                 chosen.stream = stream
+            elif chosen.depth == 0 and not chosen.aside:  # beside, marks tell what to wait for
+                memory._order.follow(chosen.stream)
         except Exception as error:
             if entered:
                 memory._card.__exit__()
@@ -425,13 +419,16 @@ class _Active:
         chosen = memory._chosen
         try:
             if self.stream:
-                memory.mark_end(self.stream)
+                memory._order.end(self.stream)
         except Exception as failure:  # a lost context has said so before
             error = error or failure
         chosen.stream = self.before
         chosen.depth -= 1
         if chosen.depth == 0:
-            memory._card.__exit__()
+            try:
+                memory._card.__exit__()
+            except Exception as failure:
+                error = error or failure
         if error is not None:
             explained = memory.explained(error)
             if explained is not error:

@@ -19,7 +19,7 @@ PACKAGE = Path(se.__file__).parent
 LAYERS = [
     {"errors", "_typing"},
     {"kernels"},
-    {"device", "device_scan"},
+    {"device", "device_order", "device_scan"},
     {"_validate", "dtypes", "initializers", "optim", "reference"}
     | {"reference_formats", "reference_hashes", "reference_layers"},
     {"ops", "keys"},
@@ -50,7 +50,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # one, and recommenders have objectives of their own.  Others may only ask about threads.
 DOORS = {
     "ops", "ops_many", "layers", "keys", "storage", "_validate", "recommend", "text",
-    "cuda", "device", "device_scan",
+    "cuda", "device", "device_order", "device_scan",
 }  # fmt: skip
 
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import struct
@@ -14,7 +15,7 @@ if importlib.util.find_spec("numba_cuda") is None:
 if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
     pytest.skip("the simulator has arrays of its own", allow_module_level=True)
 
-from sparse_embed.kernels.cuda import _calls, _driver, _launch
+from sparse_embed.kernels.cuda import _calls, _driver, _launch, _ring
 
 
 def array(shape, dtype=np.float32, address=4096):
@@ -73,6 +74,60 @@ class FakeDriver:
         self.room += self.taken.pop(address)
 
 
+class LateDriver(FakeDriver):
+    """Copies from the host when somebody waits for an event: as late as a driver may."""
+
+    def __init__(self):
+        super().__init__(1 << 30)
+        self.asked, self.arrived, self.pinned, self.events = [], {}, [], 0
+
+    def cuMemAllocHost_v2(self, found, nbytes):
+        self.pinned.append(ctypes.create_string_buffer(nbytes))
+        found._obj.value = ctypes.addressof(self.pinned[-1])
+
+    def cuEventCreate(self, found, _flags):
+        self.events += 1
+        found._obj.value = self.events
+
+    def cuMemcpyHtoDAsync_v2(self, target, source, nbytes, _stream):
+        self.asked.append((target, source, nbytes))
+
+    def cuEventRecord(self, event, _stream):
+        self.asked.append(event)
+
+    def cuEventSynchronize(self, event):
+        for _ in range(self.asked.index(event) + 1):
+            what = self.asked.pop(0)
+            if isinstance(what, tuple):
+                target, source, nbytes = what
+                self.arrived[target] = ctypes.string_at(source, nbytes)
+
+
+def test_what_is_sent_may_change_at_once(monkeypatch):
+    """Copies are made late, and more than the pinned memory holds are under way."""
+    fake = LateDriver()
+    monkeypatch.setattr(_ring, "driver", lambda: fake)
+
+    def pinned(nbytes):
+        address = _calls.handle_from(fake.cuMemAllocHost_v2, nbytes)
+        return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+
+    ring = _ring.Ring(pinned)
+    rng = np.random.default_rng(0)
+    sizes = [*rng.integers(1, _ring.LARGEST // 8, 40), _ring.LARGEST // 8, *[3] * 300]
+    wanted = {}
+    for number, size in enumerate(sizes):
+        array = rng.integers(0, 2**63, int(size))
+        wanted[number] = array.tobytes()
+        ring.send(number, array, 0)
+        array[:] = 0
+        del array
+    while fake.asked:
+        fake.cuEventSynchronize(next(what for what in fake.asked if not isinstance(what, tuple)))
+    assert fake.arrived == wanted
+    assert fake.events <= 256
+
+
 class FakeCard:
     def __enter__(self):
         pass
@@ -128,6 +183,9 @@ class Recorder:
     def record(self, stream):
         self.asked.append(f"end of {stream}")
 
+    def synchronize(self):
+        self.asked.append("waited")
+
     def hold(self, stream):
         self.asked.append(f"{stream} after the end")
 
@@ -157,13 +215,46 @@ def test_work_comes_in_the_order_of_the_calls_whatever_their_streams(recorded):
     assert card.asked == [
         "kernel on 0",
         "7 after 0", "kernel on 7", "end of 7",
-        "kernel on 7", "end of 7",
+        "7 after the end", "kernel on 7", "end of 7",  # it might be another 7
         "0 after the end", "kernel on 0",
         "kernel on 0",
-        "8 after 0", "kernel on 8", "end of 8",
+        "8 after the end", "8 after 0", "kernel on 8", "end of 8",
     ]  # fmt: skip
     assert card.entered == 0
     assert memory.stream == 0
+
+
+def test_work_without_a_stream_comes_after_that_on_streams(recorded):
+    """A commit after a step on somebody's stream."""
+    memory, card = recorded
+    with memory.on_stream(7):
+        memory.launch("step", 1, 1)
+    memory.launch("commit", 1, 1)
+    memory.launch("commit", 1, 1)
+    with memory.aside(5):  # where marks tell what to wait for
+        memory.launch("prefetch", 1, 1)
+    assert card.asked == [
+        "7 after 0", "step on 7", "end of 7", "0 after the end", "commit on 0", "commit on 0",
+        "prefetch on 5",
+    ]  # fmt: skip
+
+
+def test_every_stream_waits_for_all_others_whoever_used_one_between(recorded):
+    """Thread A: 7 then 8, thread B: the default stream meanwhile."""
+    from sparse_embed.device_order import Order
+
+    _, card = recorded
+    order = Order(card)
+    order.follow(7)
+    order.follow(0)  # B's call begins before A's ends
+    order.end(7)
+    card.asked.clear()
+    order.follow(8)
+    assert card.asked == ["8 after the end", "8 after 0"]
+    for stream in range(100, 300):
+        order.follow(stream)
+        order.end(stream)
+    assert len(order._ends) <= 64
 
 
 def test_errors_of_cuda_are_named_and_the_thread_left_as_it_was(recorded):

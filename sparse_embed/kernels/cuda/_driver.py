@@ -19,10 +19,10 @@ from numba import cuda
 
 from sparse_embed.kernels.cuda._calls import CudaCallError, driver, handle_from
 from sparse_embed.kernels.cuda._launch import Array, Launcher
+from sparse_embed.kernels.cuda._ring import LARGEST, Ring
 
 _POOLED = 1 << 28  # bytes of an array that is still recycled
 _IDLE = 1 << 30  # bytes that wait to be used again, at most
-_INLINE = 1 << 16  # bytes that the driver takes along when it returns
 _SLOTS = 1024
 _NO_TIMING, _NON_BLOCKING = 2, 1
 _OUT_OF_MEMORY = 2
@@ -66,7 +66,7 @@ class Pool:
         try:
             return handle_from(driver().cuMemAlloc_v2, nbytes)
         except CudaCallError as error:
-            if error.code != _OUT_OF_MEMORY or not self._idle:
+            if error.code != _OUT_OF_MEMORY or not any(self._free.values()):
                 raise
             self.trim()
             return handle_from(driver().cuMemAlloc_v2, nbytes)
@@ -105,6 +105,7 @@ class Card:
         self._pool = Pool(self)
         self._events: list[int] = []
         self._slots: list[Any] = []
+        self._ring = Ring(self.pinned)
 
     # ---- the context ----------------------------------------------------------------------------
 
@@ -166,8 +167,8 @@ class Card:
 
     def upload(self, target: Array, host: Any, stream: int) -> None:
         """As `to_device`; `host` may change at once."""
-        if host.nbytes <= _INLINE:  # a copy of our own is not pinned: the driver takes it along
-            self.to_device(target, host.copy(), stream)
+        if host.nbytes <= LARGEST:
+            self._ring.send(target.address, host, stream)
         else:
             self.to_device(target, host, stream)
             self.synchronize(stream)
@@ -178,10 +179,13 @@ class Card:
 
     def read_later(self, source: Array, stream: int) -> Any:
         """A function that waits for a few numbers (at most 64 bytes) and returns them as array."""
-        if not self._slots:
-            self._slots = list(self.pinned(_SLOTS * 64).reshape(_SLOTS, 64))
-        slot = self._slots.pop()
-        event = self._events.pop() if self._events else self._new_event()
+        try:
+            slot = self._slots.pop()
+        except IndexError:
+            more = list(self.pinned(_SLOTS * 64).reshape(_SLOTS, 64))
+            slot = more.pop()
+            self._slots += more
+        event = self._take_event()
         found = slot[: source.nbytes].view(source.dtype)
         self.to_host(found, source, stream)
         driver().cuEventRecord(event, stream)
@@ -199,8 +203,11 @@ class Card:
 
     # ---- streams --------------------------------------------------------------------------------
 
-    def _new_event(self) -> int:
-        return handle_from(driver().cuEventCreate, _NO_TIMING)
+    def _take_event(self) -> int:
+        try:  # not asked first: another thread may take the last one meanwhile
+            return self._events.pop()
+        except IndexError:
+            return handle_from(driver().cuEventCreate, _NO_TIMING)
 
     def new_stream(self) -> int:
         """A stream that does not wait for the default one."""
@@ -210,7 +217,7 @@ class Card:
         """What is asked of `stream` next comes after all that `other` has been asked."""
         if stream == other:
             return
-        event = self._events.pop() if self._events else self._new_event()
+        event = self._take_event()
         driver().cuEventRecord(event, other)
         driver().cuStreamWaitEvent(stream, event, 0)
         self._events.append(event)  # recorded again, it is another event to those who wait
