@@ -37,9 +37,7 @@ def fold_in_background(core: StoreCore) -> None:
     journal = core.journal
     if core.running_fold is not None or journal is None or len(core.frames) < 4:
         return
-    data = [table.rows.file for table in core.tables.values()]
-    allocated = sum(files.allocated_bytes(file.fd) for file in data if file is not None)
-    if journal.bytes <= max(_JOURNAL_BUDGET, allocated):
+    if journal.used <= _budget(core):
         return
     try:
         fold = _prepare_fold(core, core.settled_commit - 2)
@@ -49,6 +47,13 @@ def fold_in_background(core: StoreCore) -> None:
     if fold is not None:
         core.running_fold = fold
         fold.start()
+
+
+def _budget(core: StoreCore) -> int:
+    """How many bytes the journal may have before it is folded."""
+    data = [table.rows.file for table in core.tables.values()]
+    allocated = sum(files.allocated_bytes(file.fd) for file in data if file is not None)
+    return max(_JOURNAL_BUDGET, allocated)
 
 
 def _prepare_fold(core: StoreCore, upto: int) -> checkpoint.Fold | None:
@@ -103,6 +108,8 @@ def finish_fold(core: StoreCore, wait: bool) -> None:
         core.running_fold = None
         if isinstance(fold.error, files.SyncError):
             raise _give_up(core, fold.error)
+        if fold.error is not None:
+            core.make_room(fold.error)
         if fold.error is not None and not fold.in_thread:
             raise fold.error
         log.warning("a checkpoint in the background failed, the journal is kept: %s", fold.error)
@@ -120,7 +127,10 @@ def finish_fold(core: StoreCore, wait: bool) -> None:
         table.rows.drop_segments(gone)
     core.frames = [frame for frame in core.frames if frame.commit > fold.upto]
     try:
-        journal.delete(gone)
+        # Whoever asked for a checkpoint wants the data files and no more; training goes on.
+        journal.delete(gone, keep=_budget(core) if fold.in_thread else 0)
+        if not fold.in_thread:
+            journal.remove_spares()
         if old_arrays is not None and old_arrays != fold.new.arrays:
             files.CALLS.unlink(directory.fd, old_arrays.file)
     except OSError as error:

@@ -5,7 +5,7 @@ unless said otherwise; checksums are XXH64.
 
 Segment header, 4096 bytes at 0
        0  8s   magic 93 "SEWAL" 0D 0A       a text-mode copy or a foreign file shows at once
-       8  u32  version (1)      12 u32  zero
+       8  u32  version (1)      12 u32  1 when the file held an older segment before, else 0
       16  number of the segment             24  first commit that it may hold
       32  16s  uuid of the store            48  salt, random, of this segment
       56  chain: digest of the frame before the first one, 0 when there is none
@@ -23,7 +23,7 @@ Frame, at a multiple of 4096, one per commit, commit numbers without gaps
 
 digest = XXH64(seed salt) over the XXH64 (seed salt) of each 1 MiB block of the frame without its
 trailer.  So a frame is valid only whole, in its own segment, after its own predecessor: bytes of an
-older use of the same disk blocks never pass.
+older use of the same disk blocks, or of the same file (spares.py), never pass.
 
     meta = {"tables": {NAME: {"step", "lr", "rows", "record_bytes", "indices_at", "records_at"}},
             "arrays": [{"name", "dtype", "shape", "at"}], "metadata": {…}}
@@ -86,12 +86,13 @@ class SegmentHeader:
     uuid: bytes
     salt: int
     chain: int
+    reused: bool = False
 
     def encode(self) -> bytes:
         body = _SEGMENT.pack(
             SEGMENT_MAGIC,
             VERSION,
-            0,
+            self.reused,
             self.number,
             self.first_commit,
             self.uuid,
@@ -107,10 +108,10 @@ class SegmentHeader:
             return None
         if checksum(data[:-8], 0) != int.from_bytes(data[-8:], "little"):
             return None
-        _, version, _, number, first, uuid, salt, chain = _SEGMENT.unpack_from(data)
+        _, version, reused, number, first, uuid, salt, chain = _SEGMENT.unpack_from(data)
         if version != VERSION:
             return int(version)
-        return SegmentHeader(number, first, uuid, salt, chain)
+        return SegmentHeader(number, first, uuid, salt, chain, reused == 1)
 
 
 @dataclass(frozen=True)

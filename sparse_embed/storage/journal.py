@@ -11,6 +11,7 @@ Rules of reading
 Rules of writing
 - One frame, one fdatasync; a new segment's directory entry is synced before the first frame counts.
 - Space is allocated before a frame is written: a full disk leaves the journal as it was.
+- A new segment takes the file of a folded one, if there is a spare (spares.py tells the order).
 - After a failed write or sync nothing more is appended to that file: its pages may be marked clean
   without being on disk.  The next frame begins a new segment.
 """
@@ -46,6 +47,7 @@ from sparse_embed.storage.frame import (
     trailer,
 )
 from sparse_embed.storage.frame_writer import CHUNK, FrameWriter, Staging
+from sparse_embed.storage.spares import WORTH, Spares
 
 SEGMENT_BYTES = 256 << 20  # a segment takes no further frame beyond this size
 
@@ -69,6 +71,7 @@ class Segment:
     fd: int
     end: int  # first byte behind the last valid frame, a multiple of BLOCK
     size: int
+    room: int = 0  # of the spare file that it was made of
 
 
 class PendingCommit:
@@ -123,6 +126,8 @@ class Journal:
         self._writer: FrameWriter | None = None  # of the newest frame
         self.notes: list[str] = []
         self.folded_frames: list[Frame] = []  # see `scan`
+        self._spares = Spares(directory)
+        self.may_reuse: Callable[[], bool] = lambda: False  # does no reader need folded segments?
 
     # ---- reading --------------------------------------------------------------------------------
 
@@ -293,7 +298,10 @@ class Journal:
                     f"{self._where(segment.header.number)} is damaged at offset {at}: commit "
                     f"{commit} cannot be read, though commit {header.commit} follows at {probe}",
                 )
-        self.notes.append(f"{name}: an unfinished commit {commit} at offset {at} was ignored")
+        first = FrameHeader.decode(os.pread(segment.fd, HEADER, at))
+        own = first is not None and first.salt == segment.header.salt
+        if own or not segment.header.reused:  # else: what an older segment left there
+            self.notes.append(f"{name}: an unfinished commit {commit} at offset {at} was ignored")
 
     def indices(self, frame: Frame, section: TableSection) -> NDArray[np.int64]:
         """The row numbers of a table's section."""
@@ -352,20 +360,22 @@ class Journal:
         caller looks at `.error` once `.done`, then calls `settle` or `abandon`.
         """
         self.abandon_unowned()
-        if not self._sealed and self._newest().end >= SEGMENT_BYTES:
-            self._sealed = True
+        size = align(frame_bytes, BLOCK)
+        if not self._sealed:
+            end, room = self._newest().end, self._newest().room
+            self._sealed = end >= SEGMENT_BYTES and end + size > room
         if self._sealed:
-            self._begin_segment()
+            self._begin_segment(size)
         segment = self._newest()
         what = self._where(segment.header.number)
         commit, at = self.last_commit + 1, segment.end
         header = FrameHeader(commit, frame_bytes, len(encoded), self.chain, segment.header.salt)
         try:
             with files.explained(f"cannot allocate {frame_bytes} bytes for a commit in {what}"):
-                files.CALLS.allocate(self._append_fd, at, align(frame_bytes, BLOCK))
+                self._allocate(at, size)
             # A waiting commit fills one chunk while the other is on its way to disk.
-            size = min(frame_bytes + BLOCK, 2 * CHUNK if wait else staging_limit)
-            buffer = self._staging.reserve(size)
+            staged = min(frame_bytes + BLOCK, 2 * CHUNK if wait else staging_limit)
+            buffer = self._staging.reserve(staged)
             self._writer = writer = FrameWriter(self._append_fd, at, header, buffer, what)
             writer.put(encoded)
             writer.pad(64)
@@ -416,37 +426,60 @@ class Journal:
     def _newest(self) -> Segment:
         return self.segments[self._number]
 
-    def _begin_segment(self) -> None:
+    def _allocate(self, at: int, size: int) -> None:
+        try:
+            files.CALLS.allocate(self._append_fd, at, size)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self.remove_spares():
+                raise
+            files.CALLS.allocate(self._append_fd, at, size)
+
+    def _begin_segment(self, size: int) -> None:
+        """The next segment, for a frame of `size` bytes first."""
         self._close_append()
         number = self._number + 1
-        header = SegmentHeader(
-            number, self.last_commit + 1, self._uuid, secrets.randbits(64), self.chain
-        )
         name = segment_name(number)
+        if not self.may_reuse():
+            self.remove_spares()
+        spare, room = self._spares.take(BLOCK + size) or (None, 0)
+        header = SegmentHeader(
+            number,
+            self.last_commit + 1,
+            self._uuid,
+            secrets.randbits(64),
+            self.chain,
+            reused=spare is not None,
+        )
         with files.explained(f"cannot create {self._dir.describe(name)}"):
-            fd = self._open_append(name)
+            fd = self._open_append(spare or name, os.O_CREAT | os.O_TRUNC if spare is None else 0)
             try:
                 buffer = self._staging.reserve(CHUNK)
                 buffer[:BLOCK] = np.frombuffer(header.encode(), np.uint8)
                 files.write_all(fd, buffer[:BLOCK].data, 0)
                 files.sync(files.CALLS.fdatasync, fd, self._where(number))
+                if spare is not None:
+                    files.CALLS.rename(self._dir.fd, spare, name)
                 self._dir.sync()
                 read_fd = self._dir.open_regular(name, writable=False)
             except BaseException:
                 files.CALLS.close(fd)
                 # An empty or torn newest segment is ignored by readers; try not to leave it.
-                try:
-                    files.CALLS.unlink(self._dir.fd, name)
-                except OSError:
-                    self._number = number
+                for made in (spare, name):
+                    try:
+                        if made is not None:
+                            files.CALLS.unlink(self._dir.fd, made)
+                    except FileNotFoundError:
+                        continue
+                    except OSError:
+                        self._number = number
                 raise
         self._append_fd = fd
         self._number = number
-        self.segments[number] = Segment(header, read_fd, BLOCK, BLOCK)
+        self.segments[number] = Segment(header, read_fd, BLOCK, BLOCK, room)
         self._sealed = False
 
-    def _open_append(self, name: str) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    def _open_append(self, name: str, flags: int) -> int:
+        flags |= os.O_RDWR
         direct = getattr(os, "O_DIRECT", 0)
         if direct:
             # Bypassing the page cache wrote frames 4x faster than write + fdatasync here.
@@ -476,7 +509,13 @@ class Journal:
 
     @property
     def bytes(self) -> int:
+        """On disk, what lies behind the last commit of a reused file included."""
         return sum(files.allocated_bytes(segment.fd) for segment in self.segments.values())
+
+    @property
+    def used(self) -> int:
+        """Up to the last commit."""
+        return sum(segment.end for segment in self.segments.values())
 
     def older_than(self, commit: int) -> list[int]:
         """Segments whose commits are all at or below `commit`, ascending."""
@@ -496,8 +535,8 @@ class Journal:
                 old.append(number)
         return old
 
-    def delete(self, numbers: list[int]) -> None:
-        """Remove segments that are folded, oldest first.
+    def delete(self, numbers: list[int], keep: int = 0) -> None:
+        """Remove segments that are folded, oldest first; up to `keep` bytes stay as spare files.
 
         Each removal is made durable before the next: were a segment gone, but not an older one
         whose end it had replaced, that end would come back.
@@ -506,9 +545,19 @@ class Journal:
             segment = self.segments.pop(number)
             if number == self._number:
                 self._close_append()
+            size = os.fstat(segment.fd).st_size
             os.close(segment.fd)
-            files.CALLS.unlink(self._dir.fd, segment_name(number))
+            if size < WORTH or self._spares.bytes + size > keep:
+                files.CALLS.unlink(self._dir.fd, segment_name(number))
+                self._dir.sync()
+                continue
+            spare = self._spares.rename(segment_name(number), number)
             self._dir.sync()
+            self._spares.admit(spare, size)
+
+    def remove_spares(self) -> bool:
+        """Give the room of spare files back, where they only lie about or the disk is full."""
+        return self._spares.remove()
 
     def delete_strays(self) -> None:
         """Remove segments that `scan` ignored or set aside: they hold no whole frame."""

@@ -110,6 +110,12 @@ def oldest_reader(fd: int, below: int) -> int | None:
     return found
 
 
+def no_readers(fd: int) -> bool:
+    """Does no reader stand anywhere?"""
+    answer = fcntl.fcntl(fd, _GET, _flock(fcntl.F_WRLCK, 1, 0))  # a length of 0: without end
+    return _parse(answer)[0] == fcntl.F_UNLCK
+
+
 def processes_holding(path: str) -> list[int]:
     """Pids of this machine's processes that have `path` open (Linux, those we may see)."""
     pids = []

@@ -8,6 +8,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sparse_embed.storage import checkpoint, files, lock, manifest
 from sparse_embed.storage.frame import segment_number
 from sparse_embed.storage.journal import Journal
 from sparse_embed.storage.manifest import CommitState, Manifest, file_name
+from sparse_embed.storage.spares import is_spare_name
 from sparse_embed.storage.store import StoreCore, copy_metadata
 
 
@@ -54,6 +56,7 @@ def create_store(path: Path, metadata: dict[str, Any], overwrite: bool) -> Store
         core.metadata = metadata
         core.committed = CommitState({}, copy_metadata(metadata))
         core.journal = Journal(core.directory, core.manifest.uuid, writable=True)
+        core.journal.may_reuse = partial(lock.no_readers, core.lock_fd)
     except BaseException:
         if claimed:  # it may have got as far as the rename
             with contextlib.suppress(OSError):
@@ -112,6 +115,7 @@ def open_store(path: Path, mode: str, at_commit: int | None) -> StoreCore:
                 _load(core, at_commit)
                 assert core.journal is not None
                 core.journal.make_durable()
+                core.journal.may_reuse = partial(lock.no_readers, core.lock_fd)
                 _remove_strays(core)
             else:
                 _load_as_reader(core, at_commit)
@@ -164,14 +168,16 @@ def _load_as_reader(core: StoreCore, at_commit: int | None) -> None:
         except OSError:
             core.lock_fd = -1  # read-only media: there is no writer to keep off
     for _ in range(100):
+        names = _segment_names(core.directory)
         try:
             _load(core, at_commit)
         except (FileNotFoundError, CorruptStoreError) as error:
-            # A checkpoint may have replaced files under our eyes, or removed a segment between the
-            # list of names and its opening; damage stays damage.
+            # A checkpoint may have replaced files under our eyes, removed a segment between the
+            # list of names and its opening, or reused its file; damage stays damage.
             if core.journal is not None:
                 core.journal.close()
             same = manifest.read(core.directory) == core.manifest
+            same = same and _segment_names(core.directory) == names
             if same and isinstance(error, CorruptStoreError):
                 raise
             continue
@@ -187,6 +193,10 @@ def _load_as_reader(core: StoreCore, at_commit: int | None) -> None:
     raise StoreError(errno.EAGAIN, f"{str(core.path)!r} is checkpointed faster than it is read")
 
 
+def _segment_names(directory: files.Directory) -> list[str]:
+    return [name for name in directory.names() if segment_number(name) is not None]
+
+
 def _remove_strays(core: StoreCore) -> None:
     """What a crash left behind and nothing refers to."""
     assert core.directory is not None and core.journal is not None
@@ -194,7 +204,7 @@ def _remove_strays(core: StoreCore) -> None:
     core.journal.delete(core.journal.older_than(core.manifest.folded))
     keep = core.manifest.arrays.file if core.manifest.arrays else None
     for name in core.directory.names():
-        if name != keep and manifest.is_stray_name(name):
+        if name != keep and (manifest.is_stray_name(name) or is_spare_name(name)):
             files.CALLS.unlink(core.directory.fd, name)
 
 
@@ -242,7 +252,8 @@ def _remove_store(directory: files.Directory, tables: Iterable[str]) -> None:
     """Remove the files that are ours, store.json last; anything else stays."""
     ours = {file_name(name) for name in tables}
     for name in directory.names():
-        if name in ours or segment_number(name) is not None or manifest.is_stray_name(name):
+        journal = segment_number(name) is not None or is_spare_name(name)
+        if name in ours or journal or manifest.is_stray_name(name):
             files.CALLS.unlink(directory.fd, name)
     directory.sync()
     files.CALLS.unlink(directory.fd, manifest.NAME)

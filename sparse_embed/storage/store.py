@@ -225,8 +225,15 @@ class StoreCore:
             yield
         except BaseException as error:
             self.failed = f"an update was interrupted by {type(error).__name__}: {error}"
+            self.make_room(error)
             raise
         self.failed = None
+
+    def make_room(self, error: BaseException) -> None:
+        """On a full disk nothing of ours may only lie about."""
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and self.journal is not None:
+            with suppress(OSError):
+                self.journal.remove_spares()
 
     @property
     def last_commit(self) -> int:
@@ -398,6 +405,8 @@ class StoreCore:
                     fold.fold_now(self)
                 else:
                     fold.finish_fold(self, wait=True)
+                if self.journal is not None:
+                    self.journal.remove_spares()
             except BaseException as error:
                 problem = error
             self.release()

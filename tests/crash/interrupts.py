@@ -80,7 +80,7 @@ def run(path: Path, rounds: int, seed: int) -> dict[str, Any]:
     for owner, attribute, value in SMALL_MACHINE:
         setattr(owner, attribute, value)
     journal.SEGMENT_BYTES = 60_000
-    journal.Journal.bytes = property(lambda self: 1 << 40)  # type: ignore[assignment]
+    journal.Journal.used = property(lambda self: 1 << 40)  # type: ignore[assignment]
     rng = np.random.default_rng(seed)
     twin, store = Twin(), create(path)
     for n in range(1, 12):  # all kernels are loaded: Numba's own locks do not survive an interrupt

@@ -57,7 +57,7 @@ def _small_machine(background: bool) -> None:
         setattr(owner, attribute, value)
     journal.SEGMENT_BYTES = 60_000
     size = 1 << 40 if background else 0
-    journal.Journal.bytes = property(lambda self: size)  # type: ignore[assignment]
+    journal.Journal.used = property(lambda self: size)  # type: ignore[assignment]
 
 
 class Child:

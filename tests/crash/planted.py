@@ -54,6 +54,23 @@ class RenameNotSynced(RecordingCalls):
             super().sync_dir(dir_fd)
 
 
+class SpareHeaderNotSynced(RecordingCalls):
+    """A folded segment's file gets its new name before its new header is durable."""
+
+    def fdatasync(self, fd: int) -> None:
+        if not os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2].startswith("spare-"):
+            super().fdatasync(fd)
+
+
+class SpareUsedTooEarly(RecordingCalls):
+    """A folded segment's file is written to before its removal is durable."""
+
+    def sync_dir(self, dir_fd: int) -> None:
+        last = self.recording.events[-1]
+        if not (last.kind == "rename" and last.new.startswith("spare-")):
+            super().sync_dir(dir_fd)
+
+
 @contextmanager
 def segments_deleted_before_the_fold_is_synced() -> Iterator[None]:
     plain = checkpoint.write_rows

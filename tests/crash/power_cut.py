@@ -81,6 +81,7 @@ class Counts:
     checkpoints: int = 0
     background_checkpoints: int = 0
     spilling_steps: int = 0
+    reused_segment_files: int = 0
     rollbacks: int = 0
     rewinds: int = 0
     reopenings: int = 0
@@ -482,9 +483,7 @@ def explore(
             with tempfile.TemporaryDirectory(dir=folder) as name:
                 work = Path(name)
                 budget = 1 << 40 if rng.random() < 0.5 else 0  # with background checkpoints?
-                with mock.patch.object(
-                    journal.Journal, "bytes", property(lambda self, b=budget: b)
-                ):
+                with mock.patch.object(journal.Journal, "used", property(lambda self, b=budget: b)):
                     run = Run(work, rng, counts, make, MIX | (mix or {}))
                     try:
                         recording = run.go(actions)
@@ -492,11 +491,17 @@ def explore(
                         counts.failures.append(f"run {counts.runs + 1}: {error!r}")
                         return counts
                 counts.runs += 1
+                counts.reused_segment_files += sum(map(reuses, recording.events))
                 for _ in range(min(cuts_a_run, cuts - counts.cuts)):
                     cut = _cut(recording, aim, rng)
                     counts.cuts += 1
                     cut_at(recording, cut, work, counts, rng, twice=counts.cuts % 3 == 0)
     return counts
+
+
+def reuses(event: Event) -> bool:
+    """A new segment takes the file of a folded one."""
+    return event.kind == "rename" and event.name.startswith("spare-")
 
 
 def visited_enough(counts: Counts, cuts: int) -> bool:
@@ -505,6 +510,7 @@ def visited_enough(counts: Counts, cuts: int) -> bool:
         counts.commits > cuts // 5
         and counts.checkpoints > 0
         and counts.background_checkpoints > 0
+        and counts.reused_segment_files > 0
         and counts.spilling_steps > 0
         and len(counts.states) > cuts // 10
     )

@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from sparse_embed.storage import fold, resident
+from sparse_embed.storage import fold, journal, resident
 from sparse_embed.storage.journal import Journal
 from tests.crash.workload import (
     FEW_SLOTS,
@@ -71,10 +71,11 @@ def _read(path: str, pipe: Connection, seed: int) -> None:
 
 def run(path: Path, row_reads: int, seed: int, seconds: float = 600) -> dict[str, Any]:
     """Train beside a reader until it has read that many rows."""
-    smallest, budget, size = resident._SMALLEST, fold._JOURNAL_BUDGET, Journal.bytes
+    smallest, budget, size = resident._SMALLEST, fold._JOURNAL_BUDGET, Journal.used
+    worth, journal.WORTH = journal.WORTH, 0
     resident._SMALLEST = FEW_SLOTS
-    fold._JOURNAL_BUDGET = 0
-    Journal.bytes = property(lambda self: 1 << 40)  # type: ignore[assignment]
+    fold._JOURNAL_BUDGET = 1 << 20  # so much may be kept of files that are used again
+    Journal.used = property(lambda self: 1 << 40)  # type: ignore[assignment]
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     rng = np.random.default_rng(seed)
@@ -107,7 +108,8 @@ def run(path: Path, row_reads: int, seed: int, seconds: float = 600) -> dict[str
         if process.is_alive():
             process.kill()
         resident._SMALLEST, fold._JOURNAL_BUDGET = smallest, budget
-        Journal.bytes = size  # type: ignore[method-assign]
+        Journal.used = size  # type: ignore[method-assign]
+        journal.WORTH = worth
     reads, opens, seen = found
     twin = Twin()
     wrong = [at for at in sorted(seen) if at not in commits or seen[at] != {twin.picture(at)}]

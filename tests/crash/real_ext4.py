@@ -258,7 +258,7 @@ def explore(cuts: int, seed: int, make: Make = RealCalls, cuts_a_run: int = 25) 
         _run("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", base)
         while counts.cuts < cuts:
             budget = 1 << 40 if rng.random() < 0.5 else 0  # with background checkpoints?
-            with mock.patch.object(journal.Journal, "bytes", property(lambda self, b=budget: b)):
+            with mock.patch.object(journal.Journal, "used", property(lambda self, b=budget: b)):
                 events = record_run(base, folder, rng, counts, make)
             counts.runs += 1
             for _ in range(min(cuts_a_run, cuts - counts.cuts)):

@@ -11,7 +11,7 @@ import pytest
 from sparse_embed.storage import files
 from tests.crash import planted
 from tests.crash.disk import Event, Recording, RecordingCalls
-from tests.crash.power_cut import MIX, Counts, Run, cut_at, explore, small_machine
+from tests.crash.power_cut import MIX, Counts, Run, cut_at, explore, reuses, small_machine
 
 
 def test_a_few_dozen_cuts():
@@ -51,6 +51,9 @@ def _marks(event: Event) -> bool:
     return event.kind in ("make", "sync", "mark")
 
 
+LONG_LIVED = {"commit": 2.0, "checkpoint": 0.0, "reopen": 0.0, "rewind": 0.0}
+
+
 @pytest.mark.parametrize(
     ("bug", "calls", "aim", "mix"),
     [
@@ -58,6 +61,8 @@ def _marks(event: Event) -> bool:
         (planted.segments_deleted_before_the_fold_is_synced, RecordingCalls, None, {}),
         (nullcontext, planted.FoldSyncedTooLate, None, {}),
         (nullcontext, planted.RenameNotSynced, None, {}),
+        (nullcontext, planted.SpareHeaderNotSynced, reuses, LONG_LIVED),
+        (nullcontext, planted.SpareUsedTooEarly, reuses, LONG_LIVED),
         (planted.checksum_without_the_records, RecordingCalls, _syncs, {"commit": 2.0}),
         (planted.recovery_not_synced, RecordingCalls, None, {"kill": 1.0}),
         (planted.names_of_files_not_synced, RecordingCalls, _manifests, {"checkpoint": 0.5}),

@@ -21,11 +21,12 @@ CACHE = {"users": 1, "items": 1 << 20}  # users: the fewest slots there may be, 
 FEW_SLOTS = 48
 SMALL_MACHINE = (  # as (owner, attribute, value): all that large stores do happens in small ones
     (resident, "_SMALLEST", FEW_SLOTS),  # rows that leave memory
-    (fold, "_JOURNAL_BUDGET", 0),  # checkpoints in the background
+    (fold, "_JOURNAL_BUDGET", 1 << 18),  # checkpoints in the background
     (frame, "DIGEST_BLOCK", 4096),  # frames of several chunks, written by their thread
     (frame_writer, "DIGEST_BLOCK", 4096),
     (frame_writer, "CHUNK", 4096),
     (journal, "CHUNK", 4096),
+    (journal, "WORTH", 0),  # files of segments that are used again
 )
 
 

@@ -33,5 +33,5 @@ def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], InjectedCalls]:
 @pytest.fixture
 def fold_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints in the background begin with the fourth commit."""
-    monkeypatch.setattr(fold, "_JOURNAL_BUDGET", 0)
-    monkeypatch.setattr(Journal, "bytes", property(lambda self: 1 << 40))
+    monkeypatch.setattr(fold, "_JOURNAL_BUDGET", 1 << 20)
+    monkeypatch.setattr(Journal, "used", property(lambda self: 1 << 40))

@@ -18,7 +18,7 @@ def half_folded(tmp_path, monkeypatch):
         step(store, n)
         store.commit()
     monkeypatch.setattr(fold, "_JOURNAL_BUDGET", 0)
-    monkeypatch.setattr(Journal, "bytes", property(lambda self: 1 << 40))
+    monkeypatch.setattr(Journal, "used", property(lambda self: 1 << 40))
     fold.fold_in_background(store._core)
     fold.finish_fold(store._core, wait=True)
     monkeypatch.undo()
