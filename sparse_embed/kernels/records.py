@@ -23,6 +23,9 @@ PINNED = np.uint8(4)
 USED = np.uint8(16)
 UNSAVED = np.uint8(3)  # DIRTY | INFLIGHT: must go to the scratch file when evicted
 _KEEP = np.uint8(255)
+_KEEP_DIRTY = np.uint8(254)
+_KEEP_INFLIGHT = np.uint8(253)
+_TO_INFLIGHT = np.uint8(1)
 _ONE = np.uint64(1)
 _SIX = np.int64(6)
 _MASK6 = np.int64(63)
@@ -119,9 +122,9 @@ def mark_written_cpu():
     def mark_written(flags, limit):
         """After a frame is taken: every DIRTY flag below `limit` becomes INFLIGHT."""
         digest  # noqa: B018
-        for s in range(limit):
-            if flags[s] & DIRTY:
-                flags[s] = (flags[s] & (_KEEP ^ DIRTY)) | INFLIGHT
+        for s in range(limit):  # without branches: many flags at once
+            f = flags[s]
+            flags[s] = (f & _KEEP_DIRTY) | ((f & DIRTY) << _TO_INFLIGHT)
 
     return mark_written
 
@@ -135,8 +138,8 @@ def settle_cpu():
         """The frame's fate is known: INFLIGHT flags become `put` (0 durable, DIRTY failed)."""
         digest  # noqa: B018
         for s in range(limit):
-            if flags[s] & INFLIGHT:
-                flags[s] = (flags[s] & (_KEEP ^ INFLIGHT)) | put
+            f = flags[s]
+            flags[s] = (f & _KEEP_INFLIGHT) | (((f & INFLIGHT) >> _TO_INFLIGHT) * put)
 
     return settle
 

@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +31,7 @@ from sparse_embed.errors import CorruptStoreError
 from sparse_embed.kernels.rowio import read_serial
 from sparse_embed.storage import files, manifest
 from sparse_embed.storage.background import Background
+from sparse_embed.storage.bulk import Bulk
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import Meta, segment_name
 from sparse_embed.storage.journal import Frame, Journal, read_failed, read_indices
@@ -37,7 +41,30 @@ from sparse_embed.storage.rows import places_of, split_places
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 8 << 20
+
+_PATIENCE = 3  # times as long as the work since the last pause
+
+
+class Courtesy:
+    """Between pieces of a fold in the background: a commit on its way to disk goes first.
+
+    Not for ever, or commits without a break in between would let the journal grow for ever.
+    """
+
+    def __init__(self, idle: threading.Event) -> None:
+        self._idle = idle
+        self._hurry = False
+        self._since = time.perf_counter()
+
+    def hurry(self) -> None:
+        """Somebody waits for the fold."""
+        self._hurry = True
+
+    def pause(self) -> None:
+        if not self._hurry:
+            self._idle.wait(_PATIENCE * (time.perf_counter() - self._since))
+        self._since = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -46,6 +73,7 @@ class Source:
 
     frames: tuple[Frame, ...]
     fds: dict[int, int]
+    courtesy: Courtesy | None = None
 
     @staticmethod
     def of(journal: Journal, frames: list[Frame]) -> Source:
@@ -68,26 +96,37 @@ def versions(source: Source, name: str, layout: Layout) -> Iterator[tuple[Int64,
     """(rows, their newest versions (n, lanes)) of one table, ascending, in pieces."""
     rows, places = source.newest(name)
     chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
-    for begin in range(0, rows.size, chunk):
-        part = rows[begin : begin + chunk]
-        data = np.empty((part.size, layout.lanes), np.float32)
-        for number, at, offsets in split_places(places[begin : begin + chunk]):
-            some = np.empty((at.size, layout.lanes), np.float32)
-            failed, code = read_serial()(source.fds[number], offsets, some.view(np.uint8))
-            if failed >= 0:
-                read_failed(int(code), segment_name(number))
-            data[at] = some
-        yield part, data
+    with closing(Bulk()) as bulk:
+        for begin in range(0, rows.size, chunk):
+            part = rows[begin : begin + chunk]
+            data = np.empty((part.size, layout.lanes), np.float32)
+            for number, at, offsets in split_places(places[begin : begin + chunk]):
+                some = np.empty((at.size, layout.lanes), np.float32)
+                _read(bulk, source.fds[number], offsets, some, segment_name(number))
+                data[at] = some
+            yield part, data
+            if source.courtesy is not None:
+                source.courtesy.pause()
+
+
+def _read(bulk: Bulk, fd: int, offsets: Int64, out: Floats, what: str) -> None:
+    if not bulk.read(fd, offsets, out, what):
+        failed, code = read_serial()(fd, offsets, out.view(np.uint8))
+        if failed >= 0:
+            read_failed(int(code), what)
 
 
 def write_rows(source: Source, name: str, file: DataFile) -> Int64:
     """Write the newest versions of a table's rows to its data file; returns them.  No fsync."""
     written = [np.empty(0, np.int64)]
-    for rows, data in versions(source, name, file.layout):
-        failed, code = files.CALLS.pwrite_records(file.fd, file.offsets(rows), data.view(np.uint8))
-        if failed >= 0:
-            files.raise_errno(int(code), f"cannot write rows to {file.where}")
-        written.append(rows)
+    with closing(Bulk()) as bulk:
+        for rows, data in versions(source, name, file.layout):
+            done = bulk.write(file, rows, data)
+            rest = file.offsets(rows[done:])
+            code = files.CALLS.pwrite_records(file.fd, rest, data[done:].view(np.uint8))
+            if code[0] >= 0:
+                files.raise_errno(int(code[1]), f"cannot write rows to {file.where}")
+            written.append(rows)
     return np.concatenate(written)
 
 
@@ -214,5 +253,11 @@ class Fold:
     def done(self) -> bool:
         return self._background.done
 
+    def hurry(self) -> None:
+        """Give way to commits no more."""
+        if self._source.courtesy is not None:
+            self._source.courtesy.hurry()
+
     def wait(self) -> None:
+        self.hurry()
         self._background.wait()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # the store calls this module; only its type is needed here
 
 log = logging.getLogger("sparse_embed")
 _JOURNAL_BUDGET = 256 << 20  # the journal may at least be this large before it is folded
+_PER_DATA = 3  # and so many times what the data files take: a fold reads and rewrites all of that
+_PER_ROOM = 0.25  # but no more than this part of what the disk has left, the journal included
 
 
 def fold_now(core: StoreCore) -> None:
@@ -35,12 +37,17 @@ def fold_now(core: StoreCore) -> None:
 def fold_in_background(core: StoreCore) -> None:
     """Start a fold when the journal has outgrown its budget; two commits stay behind."""
     journal = core.journal
-    if core.running_fold is not None or journal is None or len(core.frames) < 4:
+    if journal is None or len(core.frames) < 4:
         return
-    if journal.used <= _budget(core):
+    budget = _budget(core)
+    if core.running_fold is not None:
+        if journal.used > 2 * budget:  # it cannot keep up
+            core.running_fold.hurry()
+        return
+    if journal.used <= budget:
         return
     try:
-        fold = _prepare_fold(core, core.settled_commit - 2)
+        fold = _prepare_fold(core, core.settled_commit - 2, checkpoint.Courtesy(journal.idle))
     except OSError as error:  # the commit that brought us here is safe; try again after the next
         log.warning("cannot begin a checkpoint in the background: %s", error)
         return
@@ -53,10 +60,16 @@ def _budget(core: StoreCore) -> int:
     """How many bytes the journal may have before it is folded."""
     data = [table.rows.file for table in core.tables.values()]
     allocated = sum(files.allocated_bytes(file.fd) for file in data if file is not None)
-    return max(_JOURNAL_BUDGET, allocated)
+    if core.directory is None or core.journal is None:
+        return _JOURNAL_BUDGET
+    disk = os.fstatvfs(core.directory.fd)
+    room = disk.f_bavail * disk.f_frsize + core.journal.bytes
+    return max(_JOURNAL_BUDGET, min(_PER_DATA * allocated, int(_PER_ROOM * room)))
 
 
-def _prepare_fold(core: StoreCore, upto: int) -> checkpoint.Fold | None:
+def _prepare_fold(
+    core: StoreCore, upto: int, courtesy: checkpoint.Courtesy | None = None
+) -> checkpoint.Fold | None:
     """Publish the intention, and make sure that no reader needs what the fold overwrites."""
     directory, journal = core.directory, core.journal
     assert directory is not None and journal is not None
@@ -82,7 +95,7 @@ def _prepare_fold(core: StoreCore, upto: int) -> checkpoint.Fold | None:
         frames = [frame for frame in core.frames if frame.commit <= upto]
         journal.seal()
         arrays = journal.arrays(frames[-1])
-        source = checkpoint.Source.of(journal, frames)
+        source = replace(checkpoint.Source.of(journal, frames), courtesy=courtesy)
         data = {n: t.rows.file for n, t in core.tables.items() if t.rows.file is not None}
         return checkpoint.Fold(directory, core.manifest, source, data, arrays)
     return None

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import sparse_embed as se
-from sparse_embed.storage import fold, frame, frame_writer, journal, resident
+from sparse_embed.storage import bulk, fold, frame, frame_writer, journal, resident
 
 SHAPES = {"users": (700, 4), "items": (300, 5)}
 CACHE = {"users": 1, "items": 1 << 20}  # users: the fewest slots there may be, so rows spill
@@ -26,6 +26,8 @@ SMALL_MACHINE = (  # as (owner, attribute, value): all that large stores do happ
     (frame_writer, "DIGEST_BLOCK", 4096),
     (frame_writer, "CHUNK", 4096),
     (journal, "CHUNK", 4096),
+    (bulk, "LEAST", 0),  # checkpoints that move many records at once
+    (bulk, "WINDOW", 4 * 4096),
     (journal, "WORTH", 0),  # files of segments that are used again
 )
 
