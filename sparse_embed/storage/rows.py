@@ -39,6 +39,8 @@ _CHUNK_BYTES = 8 << 20
 _SMALL = 16 << 20  # a table of this size is laid out by row number from the start
 _DENSE = 0.25  # a larger one when this part of its rows is in memory
 
+_NOTED = 3  # rows noted for each of the table: as much memory as the map would take
+
 # read(at, out) puts the records that a slice of some list names into out.
 Reader = Callable[[slice, Floats], None]
 
@@ -70,7 +72,8 @@ class RowStore:
         self._journal = journal
         own = cache_bytes if memory is None else None  # what is not resident is in host memory
         self.budget = process_budget() if own is None else Budget(own)
-        self.committed = RowMap(self.budget)
+        self._committed = RowMap(self.budget)
+        self._noted: list[tuple[Int64, Frame, TableSection]] = []  # not in the map yet
         self._chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
         self._scratch: Scratch
         self.resident: Slots
@@ -111,6 +114,18 @@ class RowStore:
                 spread.adopt(rows, compact.records[slots], compact.flags[slots])
             self.resident = spread
             compact.release()
+
+    @property
+    def committed(self) -> RowMap:
+        """Row -> place of its newest version in the journal."""
+        self._map_noted()
+        return self._committed
+
+    def _map_noted(self) -> None:
+        for rows, frame, section in self._noted:
+            self._committed.insert(rows, places_of(frame, section))
+        noted, self._noted = self._noted, []  # last: after an interrupt all of it is done again
+        self.budget.give(sum(rows.nbytes for rows, _, _ in noted))
 
     @property
     def busy(self) -> bool:
@@ -286,15 +301,25 @@ class RowStore:
                 f"{segment_name(frame.segment)}: commit {frame.commit} names rows {rows.min()} to "
                 f"{rows.max()} of a table of {self.layout.num_embeddings} rows",
             )
-        self.committed.insert(rows, places_of(frame, section))
+        # With every row in memory nobody asks before a rollback: the map can wait.
+        self._noted.append((rows, frame, section))
+        self.budget.take(rows.nbytes)
+        limit = _NOTED * self.layout.num_embeddings if self.resident.whole else 0
+        if sum(rows.size for rows, _, _ in self._noted) > limit:
+            self._map_noted()
 
     def drop_segments(self, numbers: list[int]) -> None:
         """These segments are folded and gone: their rows are found in the data file."""
-        rows, places = self.committed.items()
+        gone = [noted for noted in self._noted if noted[1].segment in numbers]
+        self._noted = [noted for noted in self._noted if noted[1].segment not in numbers]
+        self.budget.give(sum(rows.nbytes for rows, _, _ in gone))
+        if not self._committed.count:
+            return
+        rows, places = self._committed.items()
         keep = ~np.isin(places >> _SEGMENT_SHIFT, np.array(numbers, np.int64))
         fresh = RowMap(self.budget)  # swapped in whole: half a map would show old rows
         fresh.insert(rows[keep], places[keep])
-        old, self.committed = self.committed, fresh
+        old, self._committed = self._committed, fresh
         old.release()
 
     def rollback(self) -> None:
@@ -304,7 +329,9 @@ class RowStore:
     def close(self) -> None:
         self.resident.release()
         self._scratch.release()
-        self.committed.release()
+        self.budget.give(sum(rows.nbytes for rows, _, _ in self._noted))
+        self._noted = []
+        self._committed.release()
         if self.file is not None:
             self.file.close()
 
