@@ -7,7 +7,6 @@ meanwhile.  Nothing depends on the order of the writes: the sync behind the last
 from __future__ import annotations
 
 import mmap
-import threading
 from queue import SimpleQueue
 
 import numpy as np
@@ -26,6 +25,7 @@ from sparse_embed.storage.frame import (
 )
 
 CHUNK = 8 << 20  # written at a time
+WRITERS = 2  # chunks on their way at one time: a disk does more of them at once
 
 
 class Staging:
@@ -48,10 +48,10 @@ class Staging:
 
 
 class FrameWriter:
-    """Fills chunks of the staging buffer in turn; a thread writes the full ones.
+    """Fills chunks of the staging buffer; threads write the full ones.
 
     Whoever gives up on a frame calls `settle` before the descriptor or the buffer goes to anyone
-    else.  A frame of less than a chunk needs no thread.
+    else.  A frame of less than a chunk needs none.
     """
 
     def __init__(
@@ -67,9 +67,11 @@ class FrameWriter:
         self._filled = 0
         self._sent = 0
         self._digest = FrameDigest(header.salt)
-        self._queue: SimpleQueue[tuple[NDArray[np.uint8], int] | None] = SimpleQueue()
-        self._free = threading.Semaphore(buffer.size // self._chunk - 1)  # chunks to go on with
-        self._thread: Background | None = None
+        self._queue: SimpleQueue[tuple[int, int, int] | None] = SimpleQueue()  # begin, size, to
+        self._free: SimpleQueue[int] = SimpleQueue()  # begins of chunks to go on with
+        for begin in range(self._chunk, buffer.size - self._chunk + 1, self._chunk):
+            self._free.put(begin)
+        self._threads: list[Background] = []
         self._error: BaseException | None = None
         self.put(header.encode())
 
@@ -93,9 +95,8 @@ class FrameWriter:
     def room(self) -> NDArray[np.uint8]:
         """The free part of the chunk, never empty; call `advance` with what was filled."""
         if self._filled == self._chunk:
-            data = self._data(self._chunk)
-            self._digest.update(data)
-            self._send(data)
+            self._digest.update(self._data(self._chunk))
+            self._send()
         return self._data(self._chunk)[self._filled :]
 
     def advance(self, count: int) -> None:
@@ -110,56 +111,57 @@ class FrameWriter:
         digest = self._digest.value()
         end = align(self._filled + TRAILER, BLOCK)
         if end > self._chunk:  # the trailer starts a chunk of its own
-            self._send(data)
+            self._send()
             end = BLOCK
         tail = self._data(end)
         tail[self._filled :] = 0
         tail[self._filled : self._filled + TRAILER] = np.frombuffer(
             trailer(self._header.commit, digest), np.uint8
         )
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.wait()
-            self._check()
         self._write(tail, self._at + self._sent)
+        self._join()
+        if self._error is not None:
+            raise self._error
         return digest
 
     def settle(self) -> None:
         """Stop; block until nothing is written any more."""
-        if self._thread is not None:
+        if self._threads:
             self._error = self._error or InterruptedError("the commit was given up")
+            self._join()
+
+    def _join(self) -> None:
+        for _ in self._threads:
             self._queue.put(None)
-            self._thread.wait()
+        for thread in self._threads:
+            thread.wait()
 
     def _data(self, size: int) -> NDArray[np.uint8]:
         return self._buffer[self._begin : self._begin + size]
 
-    def _send(self, data: NDArray[np.uint8]) -> None:
-        """Hand `data` to the thread and go on with the next chunk, once that is free."""
-        if self._thread is None:
-            self._thread = Background("sparse_embed-journal", self._drain)
-            self._thread.start()
-        self._queue.put((data, self._at + self._sent))
-        self._free.acquire()
-        self._check()
-        self._sent += data.size
+    def _send(self) -> None:
+        """Hand what is filled to a thread and go on with another chunk, once one is free."""
+        while len(self._threads) < WRITERS:
+            thread = Background("sparse_embed-journal", self._drain)
+            self._threads.append(thread)
+            thread.start()
+        self._queue.put((self._begin, self._filled, self._at + self._sent))
+        begin = self._free.get()
+        if self._error is not None:
+            raise self._error
+        self._begin = begin
+        self._sent += self._filled
         self._filled = 0
-        self._begin += self._chunk
-        if self._begin + self._chunk > self._buffer.size:
-            self._begin = 0
 
     def _drain(self) -> None:
         while (item := self._queue.get()) is not None:
+            begin, size, at = item
             try:
                 if self._error is None:
-                    self._write(*item)
+                    self._write(self._buffer[begin : begin + size], at)
             except BaseException as error:
                 self._error = error
-            self._free.release()
-
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
+            self._free.put(begin)
 
     def _write(self, data: NDArray[np.uint8], at: int) -> None:
         with files.explained(f"cannot write a commit to {self._what}"):

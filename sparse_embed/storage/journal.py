@@ -47,7 +47,7 @@ from sparse_embed.storage.frame import (
     segment_number,
     trailer,
 )
-from sparse_embed.storage.frame_writer import CHUNK, FrameWriter, Staging
+from sparse_embed.storage.frame_writer import CHUNK, WRITERS, FrameWriter, Staging
 from sparse_embed.storage.spares import WORTH, Spares
 
 SEGMENT_BYTES = 256 << 20  # a segment takes no further frame beyond this size
@@ -377,8 +377,8 @@ class Journal:
         try:
             with files.explained(f"cannot allocate {frame_bytes} bytes for a commit in {what}"):
                 self._allocate(at, size)
-            # A waiting commit fills one chunk while the other is on its way to disk.
-            staged = min(frame_bytes + BLOCK, 2 * CHUNK if wait else staging_limit)
+            # A waiting commit fills one chunk while others are on their way to disk.
+            staged = min(frame_bytes + BLOCK, (WRITERS + 1) * CHUNK if wait else staging_limit)
             buffer = self._staging.reserve(staged)
             self._writer = writer = FrameWriter(self._append_fd, at, header, buffer, what)
             writer.put(encoded)

@@ -201,7 +201,7 @@ def run(
         for owner, attribute, _ in (
             *SMALL_MACHINE,
             (journal, "SEGMENT_BYTES", None),
-            (journal.Journal, "bytes", None),
+            (journal.Journal, "used", None),
         ):
             undo.callback(setattr, owner, attribute, vars(owner)[attribute])
         _small_machine(background=False)
