@@ -31,11 +31,11 @@ Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
 PAGE = files.PAGE
 WINDOW = 8 << 20  # moved at a time
-LEAST = 1 << 20  # bytes of records below which it does not pay
+LEAST = 1 << 20  # bytes of records below which it does not pay (to read: a 16th)
 _GAP = 64 << 10  # read over rather than begin anew
 _READ_RATIO = 4  # at most so many bytes are read for each that is wanted
 _FILL = 4  # pages of a hole at most that are written with their neighbours
-_WRITE_RATIO = 2  # and so many pages between the first and the last for each that is touched
+_WRITE_RATIO = 4  # and so many pages between the first and the last for each that is touched
 
 
 class Bulk:
@@ -74,7 +74,7 @@ class Bulk:
     def read(self, fd: int, offsets: Int64, out: Floats, what: str) -> bool:
         """out[i] = the record at byte offsets[i]; False: nothing was done."""
         n, size = out.view(np.uint8).shape
-        if n * size < max(LEAST, 1) or size > WINDOW:
+        if n * size < max(LEAST // 16, 1) or size > WINDOW:
             return False
         order = np.argsort(offsets, kind="stable")
         at = offsets[order]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the store calls this module; only its type is needed here
 log = logging.getLogger("sparse_embed")
 _JOURNAL_BUDGET = 256 << 20  # the journal may at least be this large before it is folded
 _PER_DATA = 3  # and so many times what the data files take: a fold reads and rewrites all of that
+_SPARSE = 2 << 30  # and so large while they are mostly holes: a row by itself costs them a page
 _PER_ROOM = 0.25  # but no more than this part of what the disk has left, the journal included
 
 
@@ -58,13 +59,15 @@ def fold_in_background(core: StoreCore) -> None:
 
 def _budget(core: StoreCore) -> int:
     """How many bytes the journal may have before it is folded."""
-    data = [table.rows.file for table in core.tables.values()]
-    allocated = sum(files.allocated_bytes(file.fd) for file in data if file is not None)
+    data = [table.rows.file for table in core.tables.values() if table.rows.file is not None]
+    allocated = sum(files.allocated_bytes(file.fd) for file in data)
+    apparent = sum(file.layout.file_bytes for file in data)
     if core.directory is None or core.journal is None:
         return _JOURNAL_BUDGET
     disk = os.fstatvfs(core.directory.fd)
     room = disk.f_bavail * disk.f_frsize + core.journal.bytes
-    return max(_JOURNAL_BUDGET, min(_PER_DATA * allocated, int(_PER_ROOM * room)))
+    wanted = max(_PER_DATA * allocated, min(_SPARSE, _PER_DATA * apparent))
+    return max(_JOURNAL_BUDGET, min(wanted, int(_PER_ROOM * room)))
 
 
 def _prepare_fold(

@@ -84,7 +84,7 @@ def segments_deleted_before_the_fold_is_synced() -> Iterator[None]:
         os.close(directory)
         return rows
 
-    def delete(self: Any, numbers: list[int]) -> None:
+    def delete(self: Any, numbers: list[int], keep: int = 0) -> None:
         for number in numbers:
             os.close(self.segments.pop(number).fd)
             if frame.segment_name(number) in self._dir.names():
@@ -139,7 +139,7 @@ def a_replaced_segment_outlives_its_replacement() -> Iterator[None]:
 
 @contextmanager
 def segments_deleted_in_any_order() -> Iterator[None]:
-    def delete(self: Any, numbers: list[int]) -> None:
+    def delete(self: Any, numbers: list[int], keep: int = 0) -> None:
         for number in numbers:
             segment = self.segments.pop(number)
             if number == self._number:

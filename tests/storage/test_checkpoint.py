@@ -250,8 +250,8 @@ def test_ctrl_c_after_a_fold(tmp_path, twin, monkeypatch, where):
     }[where]
     plain = getattr(owner, name)
 
-    def interrupted(*args):
-        plain(*args)
+    def interrupted(*args, **kwargs):
+        plain(*args, **kwargs)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(owner, name, interrupted)
