@@ -41,7 +41,7 @@ from sparse_embed.storage.rows import places_of, split_places
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
-_CHUNK_BYTES = 16 << 20  # shared by all segments: smaller ones would not read enough of each
+_CHUNK_BYTES = 8 << 20  # shared by all segments: smaller ones would not read enough of each
 
 _PATIENCE = 3  # times as long as the work since the last pause
 
