@@ -20,13 +20,11 @@ from sparse_embed.device import DeviceMemory
 from sparse_embed.device_scan import select_flagged
 from sparse_embed.kernels.cuda import records as flagging
 from sparse_embed.kernels.cuda import slots as kernels
-from sparse_embed.kernels.cuda.streams import Mark
-from sparse_embed.kernels.records import DIRTY
 from sparse_embed.storage.budget import Budget
-from sparse_embed.storage.device_records import Beside, DeviceRecords
+from sparse_embed.storage.device_slots import DeviceSlots
 from sparse_embed.storage.host_tier import HostTier
 from sparse_embed.storage.layout import Layout
-from sparse_embed.storage.resident import Fetch, Slots, Stored
+from sparse_embed.storage.resident import Fetch, Stored
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -36,18 +34,13 @@ _CELLS = 2  # of the index, for each slot
 _SLOT_BYTES = 12 * _CELLS + 17  # index; flags, row number, two stamps
 _GONE = 8  # a row in so many cells may be gone before the index is made again
 _WINDOW = 1 << 16  # slots that the hand looks over at a time, at least
-_NONE = np.uint8(0)
 _NOTHING = np.empty(0, np.int64)
 
 
-class DeviceIndexedSlots(Slots):
+class DeviceIndexedSlots(DeviceSlots):
     """Rows at any slot of the device, found through an index there."""
 
     kind = "indexed"
-    records: Any
-    flags: Any
-    view: Any = None  # as DeviceIdentitySlots'
-    complete = False
 
     def __init__(
         self,
@@ -58,25 +51,19 @@ class DeviceIndexedSlots(Slots):
         budget: Budget,
         memory: DeviceMemory,
     ) -> None:
-        super().__init__(layout, fetch)
-        self._stored = stored
-        self._scratch = scratch
-        self._budget = budget
-        self._memory = memory
-        share = budget.total // (layout.record_bytes + _SLOT_BYTES)
+        slot_bytes = layout.record_bytes + _SLOT_BYTES
+        share = budget.total // slot_bytes
         self._size = min(layout.num_embeddings, max(_SMALLEST, share), 2**31 - 1)
-        budget.take(self._size * (layout.record_bytes + _SLOT_BYTES))
+        held = self._size * slot_bytes
+        budget.take(held)
+        super().__init__(layout, fetch, stored, budget, held, memory, self._size)
+        self._scratch = scratch
         size, what = self._size, "the index of resident rows"
-        self._moving = DeviceRecords(memory, size, layout.lanes, "resident rows")
-        self.records = self._moving.array
-        self.flags = memory.zeros(size, np.uint8, what)
         self._owners = memory.empty(size, np.int64, what)
         self._stamps = memory.empty(size, np.int32, what)
         self._seen = memory.empty(size, np.int32, what)
         self._keys = memory.empty(_CELLS * size, np.int64, what)
         self._places = memory.empty(_CELLS * size, np.int32, what)
-        self._beside = Beside(memory)
-        self._changed = Mark()  # in the stream in use: index and flags are as the host knows them
         self._forget()
 
     def _forget(self) -> None:
@@ -102,8 +89,6 @@ class DeviceIndexedSlots(Slots):
     # ---- bringing rows in -----------------------------------------------------------------------
 
     def bring(self, rows: Any, padding_idx: int) -> Any:
-        """The slots of the rows of a batch, both on the device and all brought in; None when they
-        do not fit together.  The slots are valid until the next call."""
         self._beside.join()
         if rows.shape[0] == 0:
             return rows
@@ -118,20 +103,11 @@ class DeviceIndexedSlots(Slots):
         self._memory.record(self._changed)
         return slots
 
-    def prefetch(self, rows: Any, padding_idx: int, ready: Mark | None = None) -> None:
-        """Bring in rows for the next batch on the side stream, as far as they fit.
-
-        rows: on the device, or of the host; ready: a mark that they wait for.
-        """
-        if rows.shape[0] == 0:
-            return
-        with self._beside.work(self._changed, *([] if ready is None else [ready])):
-            if isinstance(rows, np.ndarray):
-                rows = self._memory.put("rows", rows)
-            self._now += 1
-            _, absent = self._find(rows, padding_idx)
-            if absent.size:
-                self._load(absent[: self._size // 2], self._in_hand)
+    def _bring_beside(self, rows: Any, padding_idx: int) -> None:
+        self._now += 1
+        _, absent = self._find(rows, padding_idx)
+        if absent.size:
+            self._load(absent[: self._size // 2], self._in_hand)
 
     def _find(self, rows: Any, padding_idx: int, again: bool = False) -> tuple[Any, Int64]:
         """Slots by position, and the distinct absent rows, ascending; `again`: there are none."""
@@ -317,40 +293,10 @@ class DeviceIndexedSlots(Slots):
         )
         return np.asarray(memory.download(rows)) - 1
 
-    def gather(self, slots: Int64, out: Floats) -> None:
-        self._beside.join()
-        self._moving.gather(slots, out)
-
-    def scatter(self, slots: Int64, data: Floats) -> None:
-        self._beside.join()
-        self._moving.scatter(slots, data)
-
-    def put(self, slots: Int64, data: Floats) -> None:
-        self.scatter(slots, data)
-        memory = self._memory
-        memory.each(
-            flagging.change_flags_cuda(), slots.size, self.flags, memory.put("places", slots),
-            _NONE, DIRTY,
-        )  # fmt: skip
-        self._memory.record(self._changed)
-
-    # ---- flags around a commit ------------------------------------------------------------------
-
-    def flagged(self, want: np.uint8 = DIRTY) -> Int64:
-        self._beside.join()
-        found = select_flagged(self._memory, self.flags, self._high, int(want))
-        return np.asarray(self._memory.download(found))
-
-    def mark_written(self) -> None:
-        self._beside.join()
-        self._memory.each(flagging.mark_written_cuda(), self._high, self.flags, self._high)
-        self._memory.record(self._changed)
+    # ---- the life of the table ------------------------------------------------------------------
 
     def settle(self, durable: bool) -> None:
-        self._beside.join()
-        put = _NONE if durable else DIRTY
-        self._memory.each(flagging.settle_cuda(), self._high, self.flags, self._high, put)
-        self._memory.record(self._changed)
+        super().settle(durable)
         self._scratch.settle(durable)
 
     def reset(self) -> None:
@@ -360,12 +306,8 @@ class DeviceIndexedSlots(Slots):
         self.busy = False
 
     def release(self) -> None:
-        self._beside.join()
-        self._budget.give(self._size * (self._layout.record_bytes + _SLOT_BYTES))
-        self.view = None
-        self.records = self.flags = self._owners = self._stamps = self._seen = None
-        self._keys = self._places = None
-        del self._moving
+        super().release()
+        self._owners = self._stamps = self._seen = self._keys = self._places = None
 
 
 __all__ = ["DeviceIndexedSlots"]

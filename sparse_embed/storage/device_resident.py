@@ -5,8 +5,8 @@ DeviceIdentitySlots   the table fits: slot == row.  Flags lie on the device, one
                       numbers that are missing come to the host
 DeviceIndexedSlots    it does not: an index and a clock on the device (`device_index`)
 
-Records come and go through pinned staging (`device_records`); no file mapping is ever registered
-with CUDA.  Rows are read from files, and written to the journal, by the code that serves the host.
+No file mapping is ever registered with CUDA.  Rows are read from files, and written to the journal,
+by the code that serves the host.
 """
 
 from __future__ import annotations
@@ -19,27 +19,19 @@ from numpy.typing import NDArray
 from sparse_embed.device import DeviceMemory
 from sparse_embed.device_scan import select_flagged, take
 from sparse_embed.kernels.cuda import records as kernels
-from sparse_embed.kernels.cuda.streams import Mark
-from sparse_embed.kernels.records import DIRTY
 from sparse_embed.storage.budget import Budget
 from sparse_embed.storage.device_index import DeviceIndexedSlots
-from sparse_embed.storage.device_records import Beside, DeviceRecords
+from sparse_embed.storage.device_slots import DeviceSlots
 from sparse_embed.storage.host_tier import HostTier
 from sparse_embed.storage.layout import Layout
-from sparse_embed.storage.resident import Fetch, Slots, Stored
+from sparse_embed.storage.resident import Fetch, Stored
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-_NONE = np.uint8(0)
 
-
-class DeviceIdentitySlots(Slots):
+class DeviceIdentitySlots(DeviceSlots):
     """Slot == row, records and flags on the device."""
-
-    records: Any
-    flags: Any
-    view: Any = None  # what kernels are given of them, kept by those who start kernels
 
     def __init__(
         self,
@@ -50,17 +42,10 @@ class DeviceIdentitySlots(Slots):
         budget: Budget,
         memory: DeviceMemory,
     ) -> None:
-        super().__init__(layout, fetch)
-        self._stored = stored
-        self._budget = budget
         self._rows = layout.num_embeddings
-        self._memory = memory
         self._all_present = new
-        self._moving = DeviceRecords(memory, self._rows, layout.lanes, "resident rows")
-        self.records = self._moving.array
-        self.flags = memory.zeros(self._rows, np.uint8, "the flags of resident rows")
-        self._beside = Beside(memory)
-        self._changed = Mark()  # all flags are as the host knows them
+        held = self.bytes_needed(layout)
+        super().__init__(layout, fetch, stored, budget, held, memory, self._rows)
         memory.record(self._changed)
 
     @staticmethod
@@ -79,37 +64,24 @@ class DeviceIdentitySlots(Slots):
     # ---- bringing rows in -----------------------------------------------------------------------
 
     @property
-    def complete(self) -> bool:
-        """Whether every row of the table is here."""
+    def complete(self) -> bool:  # type: ignore[override]
         return self._all_present
 
     def bring(self, rows: Any, padding_idx: int) -> Any:
-        """Bring in the rows of a batch that lies on the device (repeats allowed); their slots."""
         self._beside.join()
         if not self._all_present and rows.shape[0]:
-            self._bring(rows, padding_idx)
+            self._bring_beside(rows, padding_idx)
             self._memory.record(self._changed)
         return rows
 
-    def _bring(self, rows: Any, padding_idx: int) -> None:
+    def _bring_beside(self, rows: Any, padding_idx: int) -> None:
+        # Also beside: the batch in hand is here already, what it changes are other rows.
         memory, length = self._memory, int(rows.shape[0])
         marks = memory.work("marks", length, np.uint8)
         memory.each(kernels.missing_cuda(), length, self.flags, rows, padding_idx, marks)
         places = select_flagged(memory, marks, length, 1)
         if places.shape[0]:
             self._load(np.unique(memory.download(take(memory, rows, places))))
-
-    def prefetch(self, rows: Any, padding_idx: int, ready: Mark | None = None) -> None:
-        """Bring in rows for the next batch beside the stream in use; see `DeviceIndexedSlots`.
-
-        The batch in hand is here already: what it changes are other rows.
-        """
-        if self._all_present or rows.shape[0] == 0:
-            return
-        with self._beside.work(self._changed, *([] if ready is None else [ready])):
-            if isinstance(rows, np.ndarray):
-                rows = self._memory.put("rows", rows)
-            self._bring(rows, padding_idx)
 
     def _load(self, missing: Int64) -> None:
         # The others are virgin, and the device's memory is zero there already.
@@ -120,7 +92,7 @@ class DeviceIdentitySlots(Slots):
                 self._fetch(stored[begin:end], out)
 
             self._moving.bring(self._memory.upload(stored), fetch)
-        self._change(missing, _NONE, kernels.PRESENT)  # last: an error before leaves them missing
+        self._raise_flags(missing, kernels.PRESENT)  # last: an error before leaves them missing
 
     def slots(self, rows: Int64) -> Int64:
         if not self._all_present and rows.size:
@@ -139,42 +111,6 @@ class DeviceIdentitySlots(Slots):
     def rows_of(self, slots: Int64) -> Int64:
         return slots
 
-    # ---- records and flags ----------------------------------------------------------------------
-
-    def _change(self, slots: Int64, clear: np.uint8, put: np.uint8) -> None:
-        memory = self._memory
-        memory.each(
-            kernels.change_flags_cuda(), slots.size, self.flags, memory.upload(slots), clear, put
-        )
-
-    def flagged(self, want: np.uint8 = DIRTY) -> Int64:
-        self._beside.join()
-        found = select_flagged(self._memory, self.flags, self._rows, int(want))
-        return np.asarray(self._memory.download(found))
-
-    def gather(self, slots: Int64, out: Floats) -> None:
-        self._beside.join()
-        self._moving.gather(slots, out)
-
-    def scatter(self, slots: Int64, data: Floats) -> None:
-        self._beside.join()
-        self._moving.scatter(slots, data)
-
-    def put(self, slots: Int64, data: Floats) -> None:
-        self.scatter(slots, data)
-        self._change(slots, _NONE, DIRTY)
-
-    def mark_written(self) -> None:
-        self._beside.join()
-        self._memory.each(kernels.mark_written_cuda(), self._rows, self.flags, self._rows)
-        self._memory.record(self._changed)
-
-    def settle(self, durable: bool) -> None:
-        self._beside.join()
-        put = _NONE if durable else DIRTY
-        self._memory.each(kernels.settle_cuda(), self._rows, self.flags, self._rows, put)
-        self._memory.record(self._changed)
-
     def reset(self) -> None:
         self._beside.join()
         self._memory.clear(self.records)
@@ -182,12 +118,6 @@ class DeviceIdentitySlots(Slots):
         self._memory.record(self._changed)
         self._all_present = False
         self.busy = False
-
-    def release(self) -> None:
-        self._beside.join()
-        self._budget.give(self.bytes_needed(self._layout))
-        self.records = self.flags = self.view = None
-        del self._moving
 
 
 def device_slots(

@@ -13,10 +13,9 @@ import numpy as np
 
 from sparse_embed.kernels._jit import DIGEST
 from sparse_embed.kernels.cuda._shim import cuda, cuda_kernel
-from sparse_embed.kernels.records import DIRTY, INFLIGHT
 
 PRESENT = np.uint8(32)
-_KEEP = np.uint8(255)
+_ALL = np.uint8(255)
 _NONE = np.uint8(0)
 
 
@@ -53,47 +52,32 @@ def scatter_records_cuda():
 
 
 @functools.cache
-def change_flags_cuda():
-    """flags[s] = flags[s] & ~clear | put for distinct slots."""
+def raise_flags_cuda():
+    """flags[s] |= put for distinct slots."""
     digest = DIGEST
 
     @cuda_kernel
-    def change_flags(flags, slots, clear, put):
+    def raise_flags(flags, slots, put):
         _ = digest
         for i in range(cuda.grid(1), slots.shape[0], cuda.gridsize(1)):
-            flags[slots[i]] = (flags[slots[i]] & (_KEEP ^ clear)) | put
+            flags[slots[i]] = flags[slots[i]] | put
 
-    return change_flags
-
-
-@functools.cache
-def mark_written_cuda():
-    """DIRTY becomes INFLIGHT."""
-    digest = DIGEST
-
-    @cuda_kernel
-    def mark_written(flags, limit):
-        _ = digest
-        for s in range(cuda.grid(1), limit, cuda.gridsize(1)):
-            if flags[s] & DIRTY != _NONE:
-                flags[s] = (flags[s] & (_KEEP ^ DIRTY)) | INFLIGHT
-
-    return mark_written
+    return raise_flags
 
 
 @functools.cache
-def settle_cuda():
-    """INFLIGHT becomes `put`."""
+def turn_flags_cuda():
+    """The flag `want` becomes `put`, wherever it is below `limit`."""
     digest = DIGEST
 
     @cuda_kernel
-    def settle(flags, limit, put):
+    def turn_flags(flags, limit, want, put):
         _ = digest
         for s in range(cuda.grid(1), limit, cuda.gridsize(1)):
-            if flags[s] & INFLIGHT != _NONE:
-                flags[s] = (flags[s] & (_KEEP ^ INFLIGHT)) | put
+            if flags[s] & want != _NONE:
+                flags[s] = (flags[s] & (_ALL ^ want)) | put
 
-    return settle
+    return turn_flags
 
 
 @functools.cache
