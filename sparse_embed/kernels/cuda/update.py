@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
 from sparse_embed.kernels._jit import DIGEST, device_function
-from sparse_embed.kernels.adagrad import adagrad_value
-from sparse_embed.kernels.adam import adam_moment, adam_value
+from sparse_embed.kernels.adam import adam_moment
 from sparse_embed.kernels.cuda._rows import (
     NEGATIVE_ZERO,
     VIRGIN,
@@ -35,11 +33,10 @@ from sparse_embed.kernels.cuda._rows import (
 )
 from sparse_embed.kernels.cuda._shim import IN_FLIGHT, cuda, cuda_kernel, sync_lanes, word_at
 from sparse_embed.kernels.cuda.backward import HOT, sum_entries
-from sparse_embed.kernels.cuda.formats import FORMATS, STORES
 from sparse_embed.kernels.cuda.reduce import group_sum_of_squares
-from sparse_embed.kernels.formats import lanes_of, row_noise_key
+from sparse_embed.kernels.cuda.rules import RULES, fields_of
+from sparse_embed.kernels.formats import row_noise_key
 from sparse_embed.kernels.plan import BLOCK
-from sparse_embed.kernels.sgd import sgd_value
 from sparse_embed.kernels.update import CLIP_NORM, CLIP_VALUE, FILL
 
 NAMES = ("sgd", "adagrad", "lazy_adam", "row_wise_adagrad", "row_wise_adam")
@@ -102,32 +99,6 @@ def sum_tile(
             total[x] = total[x] + block[x]
 
 
-class Narrow(NamedTuple):
-    """Where the fields of a record are, in lanes, and how they are read and written."""
-
-    load_weight: Any
-    settled: Any
-    first_bits: np.uint32
-    store_weight: Any
-    load_state: Any
-    store_state: Any
-    noisy: bool
-    first_at: int
-    second_at: int
-
-
-def _narrow(dim: int, dtype: str, state_dtype: str, rounding: str) -> Narrow:
-    if dim == 1:  # one number a row stays float32
-        state_dtype = "float32"
-    noisy = rounding == "stochastic"
-    weight, lanes = FORMATS[dtype], lanes_of(dim, dtype)
-    return Narrow(
-        weight.load, weight.settled, weight.first_bits, STORES[dtype, noisy],
-        FORMATS[state_dtype].load, STORES[state_dtype, noisy], noisy,
-        lanes, lanes + lanes_of(dim, state_dtype),
-    )  # fmt: skip
-
-
 @functools.cache
 def update_columns_cuda(
     dim: int, name: str, dtype: str = "float32", state_dtype: str = "float32", rounding: str = ""
@@ -136,11 +107,11 @@ def update_columns_cuda(
     (
         load_weight, settled, first_bits, store_weight, load_state, store_state, noisy,
         first_at, second_at,
-    ) = _narrow(dim, dtype, state_dtype, rounding)  # fmt: skip
+    ) = fields_of(dim, dtype, state_dtype, rounding)  # fmt: skip
     width, tile = vec * chunks, vec * chunks * lanes
     staged = IN_FLIGHT * width
-    has_first, has_second = name != "sgd", name == "lazy_adam"
-    is_sgd, is_adagrad = name == "sgd", name == "adagrad"
+    move, fields = RULES[name]
+    has_first, has_second = fields > 0, fields > 1
     digest = DIGEST
 
     @cuda_kernel
@@ -195,17 +166,7 @@ def update_columns_cuda(
                     for x in range(c * vec, (c + 1) * vec):
                         column = first + (c * lanes + lane) * vec + (x - c * vec)
                         value = clip_by_value(g[x], scalars[CLIP_VALUE])
-                        if is_sgd:
-                            weight = sgd_value(w[x], value, scalars[0], scalars[1])
-                        elif is_adagrad:
-                            value = value + scalars[1] * w[x]
-                            weight, m[x] = adagrad_value(w[x], m[x], value, scalars[0], scalars[2])
-                        else:
-                            m[x] = adam_moment(m[x], value, scalars[4])
-                            v[x] = adam_moment(v[x], value * value, scalars[5])
-                            weight = adam_value(
-                                w[x], m[x], v[x], scalars[0], scalars[1], scalars[2], scalars[3]
-                            )
+                        weight, m[x], v[x] = move(w[x], m[x], v[x], value, _ZERO, _ZERO, scalars)
                         w[x] = written(weight, column)
                 if first == 0:
                     sync_lanes(mask)
@@ -234,14 +195,15 @@ def update_rows_cuda(
     (
         load_weight, settled, first_bits, store_weight, load_state, store_state, noisy,
         first_at, second_at,
-    ) = _narrow(dim, dtype, state_dtype, rounding)  # fmt: skip
+    ) = fields_of(dim, dtype, state_dtype, rounding)  # fmt: skip
     _, vec, lanes, chunks = shape
     width, tile, groups = shape.width, shape.tile, shape.groups
     staged = IN_FLIGHT * width
     in_shared = dim <= SHARED_COLUMNS
     shared_columns = groups * dim if in_shared else 1
     num_parts = groups * 16
-    is_sgd, is_adagrad, is_adam = name == "sgd", name == "adagrad", name == "lazy_adam"
+    move, fields = RULES[name]
+    has_first, has_second = fields > 0, fields > 1
     is_row_adagrad, is_row_adam = name == "row_wise_adagrad", name == "row_wise_adam"
     # The one number of a row-wise state, which is float32.
     row_lane = second_at if is_row_adam else first_at
@@ -350,11 +312,11 @@ def update_rows_cuda(
                         v[x] = scalars[FILL]
                 else:
                     load_weight(w, 0, records, slot, 0, first, lane, lanes, vec, chunks, dim)
-                    if is_adagrad or is_adam or is_row_adam:
+                    if has_first:
                         load_state(
                             m, 0, records, slot, first_at, first, lane, lanes, vec, chunks, dim
                         )
-                    if is_adam:
+                    if has_second:
                         load_state(
                             v, 0, records, slot, second_at, first, lane, lanes, vec, chunks, dim
                         )
@@ -363,31 +325,16 @@ def update_rows_cuda(
                         x = c * vec + y
                         column = first + (c * lanes + lane) * vec + y
                         if column < dim:
-                            value = values[at + column]
-                            if is_sgd:
-                                weight = sgd_value(w[x], value, scalars[0], scalars[1])
-                            elif is_adagrad:
-                                value = value + scalars[1] * w[x]
-                                weight, m[x] = adagrad_value(
-                                    w[x], m[x], value, scalars[0], scalars[2]
-                                )
-                            elif is_row_adagrad:
-                                weight = w[x] - rate * value
-                            else:
-                                m[x] = adam_moment(m[x], value, scalars[4])
-                                if is_adam:
-                                    v[x] = adam_moment(v[x], value * value, scalars[5])
-                                second = v[x] if is_adam else state
-                                weight = adam_value(
-                                    w[x], m[x], second, rate, scalars[1], scalars[2], scalars[3]
-                                )
+                            weight, m[x], v[x] = move(
+                                w[x], m[x], v[x], values[at + column], rate, state, scalars
+                            )
                             w[x] = written(weight, column)
                 store_weight(w, records, slot, 0, first, lane, lanes, vec, chunks, dim, key, 0)
-                if is_adagrad or is_adam or is_row_adam:
+                if has_first:
                     store_state(
                         m, records, slot, first_at, first, lane, lanes, vec, chunks, dim, key, dim
                     )
-                if is_adam:
+                if has_second:
                     store_state(
                         v, records, slot, second_at, first, lane, lanes, vec, chunks, dim,
                         key, 2 * dim,
