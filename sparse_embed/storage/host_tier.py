@@ -38,24 +38,35 @@ class HostTier(Scratch):
         self._records: Floats = np.empty((0, self._lanes), np.float32)
         self._kept = 0
         self._full = False
-
-    @property
-    def nbytes(self) -> int:
-        return max(0, self._high - self._kept) * self._record_bytes
+        self._high = 0  # slots of memory below have been in use
+        self._unused = np.zeros(0, np.int64)  # those that are free again
 
     def has_room(self, n: int) -> bool:
         """Whether `n` rows more find memory, if need be that of rows that the files have too."""
-        if self._draw(self._high + n - min(n, self._num_free)):
+        if self._draw(self._high + n - min(n, self._unused.size)):
             return True
-        rows, slots = self._map.items()
-        clean = self._flags[slots] == 0
-        if clean.any():
-            self.remove(rows[clean], slots[clean])
-        return self._num_free >= n
+        slots = np.flatnonzero((self._row >= 0) & (self._flags == 0))
+        if slots.size:
+            self.remove(self._row[slots], slots)
+        return self._room >= n
+
+    @property
+    def _room(self) -> int:
+        """Slots of memory that are free."""
+        return self._unused.size + self._kept - self._high
 
     def claim(self, n: int) -> Int64:
         self.has_room(n)
-        return super().claim(n)
+        self._map.reserve(n)
+        near = min(n, self._room)
+        reused = self._unused[: min(near, self._unused.size)]
+        fresh = np.arange(self._high, self._high + near - reused.size, dtype=np.int64)
+        self._have_slots(self._high + fresh.size)
+        parts = [reused, fresh]
+        if near < n:
+            self._base = self._kept  # memory has all it will have
+            parts.append(super().claim(n - near))
+        return np.concatenate(parts)
 
     def _draw(self, slots: int) -> bool:
         """Have memory for all slots below this one."""
@@ -72,20 +83,32 @@ class HostTier(Scratch):
         self._full = True
         return False
 
+    def _occupy(self, slots: Int64) -> None:
+        near = slots[slots < self._kept]
+        fresh = int(np.count_nonzero(near >= self._high))
+        self._high += fresh
+        self._unused = self._unused[near.size - fresh :]
+        super()._occupy(slots[slots >= self._kept])
+
+    def _leave(self, slots: Int64) -> None:
+        near = slots < self._kept
+        self._unused = np.concatenate([slots[near], self._unused])
+        super()._leave(slots[~near])
+
     def store(self, slots: Int64, data: Floats) -> None:
         inside = slots < self._kept
         if inside.all():
             scatter_records_cpu()(self._records, slots, new_counter(), data)
             return
         scatter_records_cpu()(self._records, slots[inside], new_counter(), data[inside])
-        super().store(slots[~inside] - self._kept, data[~inside])
+        self._write_file(slots[~inside], data[~inside])
 
     def read(self, slots: Int64, out: Floats) -> None:
         inside = slots < self._kept
         if inside.all():
             gather_records_cpu()(self._records, slots, new_counter(), out)
             return
-        for here, read in ((inside, self._from_memory), (~inside, self._from_file)):
+        for here, read in ((inside, self._from_memory), (~inside, self._read_file)):
             places = np.flatnonzero(here)
             data = np.empty((places.size, self._lanes), np.float32)
             read(slots[places], data)
@@ -94,11 +117,8 @@ class HostTier(Scratch):
     def _from_memory(self, slots: Int64, out: Floats) -> None:
         gather_records_cpu()(self._records, slots, new_counter(), out)
 
-    def _from_file(self, slots: Int64, out: Floats) -> None:
-        super().read(slots - self._kept, out)
-
     def places(self, slots: Int64) -> list[tuple[int, Int64]]:
-        return super().places(slots[slots >= self._kept] - self._kept)
+        return super().places(slots[slots >= self._kept])
 
     def clear(self) -> None:
         super().clear()

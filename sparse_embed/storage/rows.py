@@ -130,7 +130,7 @@ class RowStore:
     @property
     def busy(self) -> bool:
         """Interrupted in the middle of a change of state."""
-        return self.resident.busy
+        return self.resident.busy or self._scratch.busy
 
     # ---- reading --------------------------------------------------------------------------------
 

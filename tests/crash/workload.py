@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 import sparse_embed as se
-from sparse_embed.storage import bulk, fold, frame, frame_writer, journal, resident
+from sparse_embed.storage import bulk, fold, frame, frame_writer, journal, resident, scratch
 
 SHAPES = {"users": (700, 4), "items": (300, 5)}
 CACHE = {"users": 1, "items": 1 << 20}  # users: the fewest slots there may be, so rows spill
 FEW_SLOTS = 48
 SMALL_MACHINE = (  # as (owner, attribute, value): all that large stores do happens in small ones
     (resident, "_SMALLEST", FEW_SLOTS),  # rows that leave memory
+    (scratch, "_SEGMENT_BYTES", 256),  # to a file that is tidied
     (fold, "_JOURNAL_BUDGET", 1 << 18),  # checkpoints in the background
     (frame, "DIGEST_BLOCK", 4096),  # frames of several chunks, written by their thread
     (frame_writer, "DIGEST_BLOCK", 4096),

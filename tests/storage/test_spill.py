@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import sparse_embed as se
-from sparse_embed.kernels.records import DIRTY
+from sparse_embed.kernels.records import DIRTY, INFLIGHT
 from sparse_embed.storage import files
+from sparse_embed.storage import scratch as scratch_file
 from sparse_embed.storage.budget import Budget
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.host_tier import HostTier
@@ -70,34 +71,72 @@ def test_row_map_counts_again_after_an_interrupt(monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "nbytes"), [(Scratch, 1 << 20), (HostTier, 1 << 20), (HostTier, 12_000)]
 )
-def test_scratch_reuses_slots(tmp_path, kind, nbytes):
+@pytest.mark.parametrize("segment", [1, 32 * 7, 1 << 20])
+def test_scratch_holds_what_was_written_last(tmp_path, monkeypatch, kind, nbytes, segment):
+    """A random life against a dictionary; the file is at most twice its rows and some segments."""
+    monkeypatch.setattr(scratch_file, "_SEGMENT_BYTES", segment)
     budget = Budget(nbytes)
     scratch = kind(tmp_path, 32, budget)
     rng = np.random.default_rng(1)
-    held: dict[int, np.ndarray] = {}
-    for _ in range(40):
+    held: dict[int, tuple[np.ndarray, int]] = {}
+    most = 0
+    for n in range(120):
         rows = rng.choice(300, 60, replace=False).astype(np.int64)
         new = np.array([r for r in rows if r not in held], np.int64)
         data = rng.standard_normal((new.size, 8)).astype(np.float32)
-        flags = np.ones(new.size, np.uint8)
+        flags = rng.choice(np.array([DIRTY, INFLIGHT, DIRTY | INFLIGHT], np.uint8), new.size)
         scratch.admit(new, scratch.write(new, data, flags), flags)
-        held.update(zip(new.tolist(), data, strict=True))
-        back = np.array(sorted(held)[::3], np.int64)
+        held.update(zip(new.tolist(), zip(data, flags.tolist(), strict=True), strict=True))
+        most = max(most, len(held))
+        back = np.array(sorted(held)[:: 3 if n % 2 else 2], np.int64)
         slots = scratch.find(back)
         assert (slots >= 0).all()
         out = np.empty((back.size, 8), np.float32)
         scratch.read(slots, out)
-        assert all(np.array_equal(out[i], held[r]) for i, r in enumerate(back.tolist()))
+        assert all(np.array_equal(out[i], held[r][0]) for i, r in enumerate(back.tolist()))
+        assert scratch.flags(slots).tolist() == [held[r][1] for r in back.tolist()]
         scratch.remove(back, slots)
         for row in back.tolist():
             del held[row]
         assert scratch.count == len(held)
-    assert scratch.nbytes <= 300 * 32
+        rows, slots = scratch.dirty()
+        assert sorted(rows.tolist()) == sorted(r for r, (_, f) in held.items() if f & DIRTY)
+        assert np.array_equal(scratch.find(rows), slots)
+        assert not scratch.busy
+    per = max(1, segment // 32)
+    assert scratch.nbytes <= 32 * per * (3 + 2 * -(-(most + 60) // per) + 60 // per + 4)
     if kind is HostTier:
         assert (scratch.nbytes == 0) == (nbytes == 1 << 20)
     assert list(tmp_path.iterdir()) == []
+    scratch.settle(True)  # what was in the frame leaves, unless it changed again
+    assert scratch.count == sum(f & DIRTY > 0 for _, f in held.values())
     scratch.release()
     assert budget.used == 0
+
+
+def test_a_stale_scratch_file_is_written_again(tmp_path, monkeypatch):
+    """Rows that come and go at random leave holes: the log goes back to them by whole segments."""
+    monkeypatch.setattr(scratch_file, "_SEGMENT_BYTES", 64 * 32)
+    scratch = Scratch(tmp_path, 32, Budget(0))
+    rng = np.random.default_rng(2)
+    calls: list[int] = []
+
+    def count(fd, offsets, data):
+        calls.append(1 + int(np.count_nonzero(np.diff(offsets) != 32)))
+        return plain(fd, offsets, data)
+
+    plain = files.CALLS.pwrite_records
+    out = np.arange(5000, dtype=np.int64)
+    flags = np.full(5000, DIRTY)
+    scratch.admit(out, scratch.write(out, np.zeros((5000, 8), np.float32), flags), flags)
+    monkeypatch.setattr(files.CALLS, "pwrite_records", count)
+    for _ in range(100):
+        rows = rng.choice(5000, 500, replace=False)
+        scratch.remove(rows, scratch.find(rows))
+        new = np.zeros((500, 8), np.float32)
+        scratch.admit(rows, scratch.write(rows, new, flags[:500]), flags[:500])
+    assert scratch.nbytes <= 2 * 5500 * 32 + 24 * 64 * 32
+    assert sum(calls) < 100 * 500 / 20  # runs: a write holds dozens of records
 
 
 def test_rows_that_files_have_leave_the_host_for_those_they_have_not(tmp_path):
