@@ -33,7 +33,7 @@ PAGE = files.PAGE
 WINDOW = 8 << 20  # moved at a time
 LEAST = 1 << 20  # bytes of records below which it does not pay (to read: a 16th)
 _GAP = 64 << 10  # read over rather than begin anew
-_READ_RATIO = 4  # at most so many bytes are read for each that is wanted
+_READ_RATIO = 16  # at most so many bytes are read for each that is wanted
 _FILL = 4  # pages of a hole at most that are written with their neighbours
 _WRITE_RATIO = 4  # and so many pages between the first and the last for each that is touched
 
