@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that a machine with an NVIDIA GPU can tell, in one call; one table at the end.
+# Everything that a machine with an NVIDIA GPU can tell, in one call; one table at the end, whatever
+# fails or is interrupted before.
 #
 #   tests/gpu/run.sh            tests, compute-sanitizer, benchmark (about ten minutes)
 #   tests/gpu/run.sh --quick    the tests and a small benchmark
@@ -7,35 +8,68 @@
 # PYTHON chooses the interpreter; its environment has the extra "cuda" and pytest, and, to be quick,
 # pytest-xdist: most of the tests' time is compilation.  The NumPy there must be one that its Numba
 # knows (numba 0.68: below 2.5); an older one may stand before it on PYTHONPATH.
+# SANITIZER names compute-sanitizer where it is not found by itself (a CUDA toolkit has it, and so
+# has the package nvidia-cuda-sanitizer-api).
 # GPU_RESULTS is where logs and cuda.json go (default: a temporary folder, which is named).
+# STEP_SECONDS is what each step may take (default 900); one that takes longer has failed.
+# Exit codes: 0 all that was run passed, 1 something failed or there is no GPU, 2 wrong usage.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 unset NUMBA_ENABLE_CUDASIM
 
-quick=()
-[[ "${1:-}" == "--quick" ]] && quick=(--quick)
+quick=no
+case "${1:-}" in
+    "") ;;
+    --quick) quick=yes ;;
+    *) echo "usage: tests/gpu/run.sh [--quick]" >&2; exit 2 ;;
+esac
 python="${PYTHON:-python3}"
 results="${GPU_RESULTS:-$(mktemp -d)}"
+limit="${STEP_SECONDS:-900}"
 mkdir -p "$results"
-names=() outcomes=() seconds=() jobs=()
-tools=(memcheck racecheck initcheck synccheck)
+rm -f "$results/cuda.json"
+: >"$results/outcomes"
+jobs=()
 
-run() { # name, command ...
-    local name="$1" begin=$SECONDS code=0
-    shift
-    printf '\n== %s\n' "$name"
-    "$@" 2>&1 | tee "$results/${name// /-}.log" | tail -n 25
-    code="${PIPESTATUS[0]}"
-    names+=("$name")
-    seconds+=($((SECONDS - begin)))
-    if [[ "$code" == 0 ]]; then outcomes+=("passed"); else outcomes+=("FAILED ($code)"); fi
+note() { printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$results/outcomes"; }
+
+outcome() { # exit code, log
+    local last
+    last="$(grep -v '^\s*$' "$2" | tail -n 1 | tr -d '\t' | cut -c1-100)"
+    case "$1" in
+        0) echo "passed: $last" ;;
+        124) echo "FAILED: not over after $limit s" ;;
+        *) echo "FAILED ($1): $last" ;;
+    esac
 }
 
-absent() { names+=("$1"); outcomes+=("not run: $2"); seconds+=(0); }
+finish() {
+    local code=$?
+    trap - EXIT INT TERM
+    ((${#jobs[@]})) && kill "${jobs[@]}" 2>/dev/null
+    printf '\n'
+    "$python" tests/gpu/table.py "$results/outcomes" "$results/cuda.json" || cat "$results/outcomes"
+    echo "logs: $results"
+    grep -q $'\tFAILED' "$results/outcomes" && code=1
+    exit "$code"
+}
+trap finish EXIT
+trap 'note "interrupted" "FAILED: by a signal" "$SECONDS"; exit 1' INT TERM
+
+run() { # name, command ...
+    local name="$1" begin=$SECONDS code=0 log
+    shift
+    log="$results/${name// /-}.log"
+    printf '\n== %s\n' "$name"
+    timeout -k 10 "$limit" "$@" </dev/null 2>&1 | tee "$log" | tail -n 25
+    code="${PIPESTATUS[0]}"
+    note "$name" "$(outcome "$code" "$log")" "$((SECONDS - begin))"
+}
 
 run "doctor" "$python" -m sparse_embed doctor
-if ! "$python" -c 'from sparse_embed.device import check_cuda; check_cuda(0)'; then
-    echo "no GPU can be used here; nothing was tested"
+if ! "$python" -c 'from sparse_embed.device import check_cuda; check_cuda(0)' \
+    >"$results/check.log" 2>&1; then
+    note "GPU" "FAILED: $(tail -n 1 "$results/check.log" | cut -c1-160)" 0
     exit 1
 fi
 # pytest-benchmark warns when it meets xdist, and warnings are errors here.
@@ -45,39 +79,45 @@ workers=()
 run "tests" "${pytest[@]}" "${workers[@]}" -m cuda tests/gpu
 run "ptx" "${pytest[@]}" "${workers[@]}" tests/gpu/test_ptx.py
 
-sanitizer="$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -1)"
-if [[ -n "${quick[*]}" ]]; then
-    absent "sanitizer" "--quick"
+find_sanitizer() {
+    local found
+    if [[ -n "${SANITIZER:-}" ]]; then echo "$SANITIZER"; return; fi
+    command -v compute-sanitizer && return
+    for found in /usr/local/cuda*/bin/compute-sanitizer /opt/cuda*/bin/compute-sanitizer \
+        "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"/nvidia/*/bin/compute-sanitizer; do
+        if [[ -x "$found" ]]; then echo "$found"; return; fi
+    done
+}
+sanitizer="$(find_sanitizer)"
+if [[ "$quick" == yes ]]; then
+    note "sanitizer" "not run: --quick" 0
 elif [[ -z "$sanitizer" ]]; then
-    absent "sanitizer" "no compute-sanitizer on this machine"
+    note "sanitizer" "not run: no compute-sanitizer on this machine" 0
 else
     # A part that launches every kernel: the whole would take hours under its instruments.  The
     # kernels are compiled by now; the tools run beside each other.
-    some="not hot_rows and not zipf and not random_rows"
+    printf '\n== sanitizer\n'
+    some="not hot_rows and not zipf and not random_rows and not everywhere"
+    tools=(memcheck racecheck initcheck synccheck)
     begin=$SECONDS
     for tool in "${tools[@]}"; do
-        timeout 600 "$sanitizer" --tool "$tool" --error-exitcode 9 "${pytest[@]}" -x \
+        timeout -k 10 "$limit" "$sanitizer" --tool "$tool" --error-exitcode 9 "${pytest[@]}" -x \
             -m "cuda and not slow" -k "$some" tests/gpu/test_operations.py \
+            tests/gpu/test_narrow_operations.py tests/gpu/test_device_collection.py \
             tests/gpu/test_device_cache.py tests/gpu/test_device_recommend.py \
-            >"$results/sanitizer-$tool.log" 2>&1 &
+            </dev/null >"$results/sanitizer-$tool.log" 2>&1 &
         jobs+=($!)
     done
     for i in "${!tools[@]}"; do
         code=0
         wait "${jobs[$i]}" || code=$?
-        tail -n 3 "$results/sanitizer-${tools[$i]}.log"
-        names+=("sanitizer ${tools[$i]}")
-        seconds+=($((SECONDS - begin)))
-        if [[ "$code" == 0 ]]; then outcomes+=("passed"); else outcomes+=("FAILED ($code)"); fi
+        log="$results/sanitizer-${tools[$i]}.log"
+        tail -n 3 "$log"
+        note "sanitizer ${tools[$i]}" "$(outcome "$code" "$log")" "$((SECONDS - begin))"
     done
+    jobs=()
 fi
-run "benchmark" "$python" -m benchmarks run "${quick[@]}" --json "$results/cuda.json" cuda
-
-printf '\n%-24s %-44s %8s\n' "what" "outcome" "seconds"
-failed=0
-for i in "${!names[@]}"; do
-    printf '%-24s %-44s %8s\n' "${names[$i]}" "${outcomes[$i]}" "${seconds[$i]}"
-    [[ "${outcomes[$i]}" == FAILED* ]] && failed=1
-done
-echo "logs: $results"
-exit "$failed"
+sizes=()
+[[ "$quick" == yes ]] && sizes=(--quick)
+run "benchmark" "$python" -m benchmarks run "${sizes[@]}" --json "$results/cuda.json" cuda
+exit 0
