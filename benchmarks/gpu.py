@@ -4,6 +4,7 @@
     step      backward and LazyAdam of the same batch, fused; torch's EmbeddingBag and SparseAdam
     cache     a table ten times its cache, Zipf(1.05), with and without prefetch of the next batch:
               lookups alone, and steps around a stand-in for a model
+    more      `benchmarks.gpu_tables`: narrow tables, collections of tables
 
 Times are the device's, between two events on the default stream, after a warm-up; rounds take
 turns.  A sample is the mean of several calls one after another, as a training loop makes them, so
@@ -15,7 +16,7 @@ samples say what the memory can do today.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 import sparse_embed as se
+from benchmarks import gpu_tables
 from benchmarks.harness import Case, Competitor, Settings, gate
 from benchmarks.workloads import Workload
 
@@ -34,14 +36,19 @@ _ALONE = ", one call"
 _CHECKED = 32  # bags that are compared with sums in float64
 
 
-def cases(settings: Settings) -> Iterator[Case]:
-    """For a machine with a GPU."""
+def cases(settings: Settings) -> list[Callable[[], Iterable[Case]]]:
+    """For a machine with a GPU; one may fail without the others."""
     base = Workload(batch_size=65_536, alpha=0.0).changed(settings)
     if settings.quick:
         base = replace(base, num_embeddings=50_000, batch_size=1024, bag_size=8)
-    yield _bags(settings, base)
-    yield _step(settings, base)
-    yield from _cache(settings, replace(base, alpha=1.05, batch_size=base.batch_size // 16))
+    small = replace(base, batch_size=max(256, base.batch_size // 16))
+    return [
+        lambda: [_bags(settings, base)],
+        lambda: [_step(settings, base)],
+        lambda: _cache(settings, replace(small, alpha=1.05)),
+        lambda: gpu_tables.narrow(settings, base, device_race),
+        lambda: gpu_tables.collection(settings, small, device_race),
+    ]
 
 
 def device_race(
@@ -56,7 +63,7 @@ def device_race(
     from sparse_embed.kernels.cuda._shim import cuda
 
     case = Case(name, {competitor.name: [] for competitor in competitors}, dict(absent))
-    case.moved_bytes = moved
+    case.moved_bytes = moved or None
     for i in range(-_WARM_UP, rounds):
         turn = i % len(competitors)
         for competitor in [*competitors[turn:], *competitors[:turn]]:
@@ -73,9 +80,10 @@ def device_race(
             if i >= 0:
                 seconds = cuda.event_elapsed_time(begin, end) / 1e3 / (1 if alone else calls)
                 case.samples[competitor.name].append(seconds)
-    case.facts = {
-        f"{name}: GB/s": round(moved / case.median(name) / 1e9, 1) for name in case.samples
-    }
+    if moved:
+        case.facts = {
+            f"{name}: GB/s": round(moved / case.median(name) / 1e9, 1) for name in case.samples
+        }
     return case
 
 
@@ -115,7 +123,7 @@ def _copy(nbytes: int) -> Competitor:
     return Competitor("copy", lambda i: memory.copy(target, source))
 
 
-def _torch(absent: dict[str, str]) -> Any:
+def torch_on_gpu(absent: dict[str, str]) -> Any:
     """torch with a GPU, or None and the reason."""
     try:
         import torch
@@ -146,7 +154,7 @@ def _bags(settings: Settings, work: Workload) -> Case:
         Competitor("sparse_embed" + _ALONE, ours),
         _copy(moved),
     ]
-    torch = _torch(absent)
+    torch = torch_on_gpu(absent)
     if torch is not None:
         weight = torch.as_tensor(
             table.lookup(_upload([np.arange(work.num_embeddings)])[0]), device="cuda"
@@ -222,7 +230,7 @@ def _step(settings: Settings, work: Workload) -> Case:
         Competitor("sparse_embed" + _ALONE, ours),
         _copy(moved),
     ]
-    torch = _torch(absent)
+    torch = torch_on_gpu(absent)
     if torch is not None:
         competitors.append(_torch_step(torch, work, batches, offsets, host_grad))
     case = device_race(

@@ -7,13 +7,13 @@ there and, for lookups, back.  `benchmarks.gpu` has the races of arrays that lie
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
 import sparse_embed as se
-from benchmarks import gpu
+from benchmarks import gpu, gpu_tables
 from benchmarks.harness import Case, Competitor, Settings, gate, race
 from benchmarks.suites.recommend import interactions
 from benchmarks.workloads import Workload
@@ -23,6 +23,7 @@ from sparse_embed.recommend import BPR
 ABOUT = "lookup and step of tables on a GPU, and a recommender there"
 
 GPU = "sparse_embed on a GPU"
+Races: TypeAlias = Callable[[], Iterable[Case]]
 _SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 
@@ -43,14 +44,44 @@ def run(settings: Settings) -> Iterator[Case]:
         yield Case("lookup and step on a GPU", absent={GPU: reason})
         return
     if _SIMULATED:
-        yield from _race(settings, Workload(200, 8, 4, 3))  # nothing to time: the gates alone
-        yield from _recommender(settings, (12, 10, 4), 4, 64)
+        yield from _all(_simulated(settings))
         return
-    yield from gpu.cases(settings)
-    for batch in (256,) if settings.quick else (4096, 65_536):
-        rows = 20_000 if settings.quick else 10_000_000
-        yield from _race(settings, Workload(rows, 64, batch, 32))
-    yield from _recommender(settings, (300, 200, 12) if settings.quick else (30_000, 10_000, 40))
+    rows = 20_000 if settings.quick else 10_000_000
+    works = [
+        Workload(rows, 64, batch, 32) for batch in ((256,) if settings.quick else (4096, 65_536))
+    ]
+    rest: list[Races] = [lambda work=work: _race(settings, work) for work in works]
+    size = (300, 200, 12) if settings.quick else (30_000, 10_000, 40)
+    yield from _all([*gpu.cases(settings), *rest, lambda: _recommender(settings, size)])
+
+
+def _all(races: Sequence[Races]) -> Iterator[Case]:
+    """One after the other; what fails is raised when the others are over."""
+    failed: list[Exception] = []
+    for run_ in races:
+        try:
+            yield from run_()
+        except Exception as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
+
+
+def _simulated(settings: Settings) -> list[Races]:
+    """Nothing to time: the gates alone."""
+
+    def untimed(
+        name: str, competitors: list[Competitor], rounds: int, absent: dict[str, str], _: int
+    ) -> Case:
+        return race(name, competitors, rounds, absent=absent)
+
+    small = Workload(200, 8, 4, 3)
+    return [
+        lambda: _race(settings, small),
+        lambda: _recommender(settings, (12, 10, 4), 4, 64),
+        lambda: gpu_tables.narrow(settings, small, untimed),
+        lambda: gpu_tables.collection(settings, small, untimed, 3, False),
+    ]
 
 
 def _recommender(

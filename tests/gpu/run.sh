@@ -8,8 +8,7 @@
 # PYTHON chooses the interpreter; its environment has the extra "cuda" and pytest, and, to be quick,
 # pytest-xdist: most of the tests' time is compilation.  The NumPy there must be one that its Numba
 # knows (numba 0.68: below 2.5); an older one may stand before it on PYTHONPATH.
-# SANITIZER names compute-sanitizer where it is not found by itself (a CUDA toolkit has it, and so
-# has the package nvidia-cuda-sanitizer-api).
+# SANITIZER names compute-sanitizer, which a CUDA toolkit has, where it is not found by itself.
 # GPU_RESULTS is where logs and cuda.json go (default: a temporary folder, which is named).
 # STEP_SECONDS is what each step may take (default 900); one that takes longer has failed.
 # Exit codes: 0 all that was run passed, 1 something failed or there is no GPU, 2 wrong usage.

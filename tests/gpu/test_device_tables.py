@@ -212,34 +212,21 @@ def test_a_lost_device_closes_the_store_at_its_last_commit(tmp_path, expected, m
         check(table, expected[2])
 
 
-NARROW = {
-    "bfloat16": {"dtype": "bfloat16", "state_dtype": "bfloat16", "optimizer": se.LazyAdam(0.01)},
-    "float16": {"dtype": "float16", "optimizer": se.RowWiseAdagrad(0.1)},
-}
-
-
-@pytest.mark.parametrize("kind", NARROW)
-def test_narrow_tables_have_the_cpus_bits_and_files(tmp_path, kind):
-    tables = [create(tmp_path / device, device, **NARROW[kind]) for device in ("cpu", "cuda")]
-    for table in tables:
-        steps(table, 0, 3)
+def test_a_narrow_table_has_the_cpus_bits_and_files(tmp_path):
+    how = {"dtype": "bfloat16", "state_dtype": "bfloat16"}
+    theirs, ours = [create(tmp_path / device, device, **how) for device in ("cpu", "cuda")]
+    for table in (theirs, ours):
+        steps(table, 0, 2)
         table.assign([1, 30], np.eye(2, DIM, dtype=np.float32) / 3)
-    theirs, ours = tables
     check(ours, (theirs.lookup(ALL), theirs.state(ALL), None))
-    for found, expected in zip(
-        *(table.nearest(np.ones((1, DIM), np.float32), 3, rows="all") for table in (ours, theirs)),
-        strict=True,
-    ):
-        assert_same_bits(found, expected)
-    ours.rollback()
-    theirs.rollback()
-    for table in tables:
-        steps(table, 3, 4)
+    for table in (theirs, ours):
+        table.rollback()
+        steps(table, 2, 3)
         table.close()
     files = [(tmp_path / device / "rows.npy").read_bytes() for device in ("cpu", "cuda")]
     assert files[0] == files[1]
     with se.EmbeddingTable.open(tmp_path / "cpu", device="cuda") as table:
-        assert table.dtype == kind
+        assert table.dtype == "bfloat16"
         with se.EmbeddingTable.open(tmp_path / "cuda") as other:
             check(table, (other.lookup(ALL), other.state(ALL), None))
 
