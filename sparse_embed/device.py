@@ -119,14 +119,14 @@ class DeviceMemory:
 
     # ---- streams and errors ---------------------------------------------------------------------
 
-    def active(self) -> _Active:
-        """Work on this GPU inside.
+    def active(self) -> _Active | _Inside:
+        """Work on this GPU inside; within another such block that one explains errors.
 
         Raises:
             DeviceMemoryError: an allocation failed; nothing was changed by it.
             DeviceError: anything else that CUDA reports: the context is lost.
         """
-        return _Active(self)
+        return _INSIDE if self._chosen.depth else _Active(self)
 
     def explained(self, error: BaseException) -> BaseException:
         """What an error of CUDA's is called here; others stay what they are."""
@@ -210,7 +210,7 @@ class DeviceMemory:
             DeviceMemoryError: names what it was for, its size and what is free.
         """
         try:
-            with self.active():
+            with _Active(self):
                 return self._card.empty(shape, dtype, self.stream)
         except DeviceMemoryError as error:
             wanted = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -278,7 +278,7 @@ class DeviceMemory:
     def device_of(self, address: int) -> str:
         """ "cuda:N" of the memory at an address; this one where CUDA does not say."""
         try:
-            with self.active():
+            with _Active(self):
                 return f"cuda:{self._card.device_of(address)}"
         except DeviceError:  # memory that CUDA does not know: what reads it will say so
             return self.name
@@ -383,6 +383,21 @@ class _Kept:
 
     def __init__(self, array: Any, part: Any) -> None:
         self.array, self.part = array, part
+
+
+class _Inside:
+    """The GPU is this thread's already."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to do."""
+
+
+_INSIDE = _Inside()
 
 
 class _Active:
