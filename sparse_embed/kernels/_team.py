@@ -53,21 +53,20 @@ def _share(module, body, packed):
     return function
 
 
-def _borrowed(context, builder, types_, flat):
-    """The arguments, arrays without an owner: who counts references to what nobody owns counts
-    nothing.  Two threads that counted in one place took twice as long as one."""
-    packer = context.get_arg_packer(types_)
-    values = []
-    for kind, value in zip(types_, packer.from_arguments(builder, flat), strict=True):
-        if isinstance(kind, types.Array):
-            array = context.make_array(kind)(context, builder, value)
-            array.meminfo = cgutils.get_null_value(array.meminfo.type)
-            value = array._getvalue()
-        values.append(value)
-    return packer.as_arguments(builder, values)
+def _borrowed(context, builder, kind, value):
+    """An argument; an array without its owner, so that LLVM sees nothing to count references of.
+
+    Two threads that counted in one place took twice as long as one; and a call that finds nothing
+    to count still costs every row some registers.
+    """
+    if not isinstance(kind, types.Array):
+        return value
+    array = context.make_array(kind)(context, builder, value)
+    array.meminfo = cgutils.get_null_value(array.meminfo.type)
+    return array._getvalue()
 
 
-def _call_on_threads(context, module, body, types_):
+def _call_on_threads(module, body):
     """A function of the body's signature that has every thread call it."""
     given = body.function_type.args[1:]  # all but the place of the result: the error's, arguments
     packed = ir.LiteralStructType([*given, body.function_type.return_type])
@@ -80,8 +79,7 @@ def _call_on_threads(context, module, body, types_):
         module, ir.FunctionType(ir.VoidType(), [_BYTES] * 5 + [_I64] * 3), "numba_parallel_for"
     )
     arguments = builder.alloca(packed)
-    borrowed = _borrowed(context, builder, types_, function.args[2:])
-    for i, value in enumerate([function.args[1], *borrowed, packed.elements[-1](0)]):
+    for i, value in enumerate([*function.args[1:], packed.elements[-1](0)]):
         builder.store(value, cgutils.gep_inbounds(builder, arguments, 0, i))
     threads = builder.call(count, [])
     nothing = builder.alloca(_BYTES)
@@ -96,6 +94,14 @@ def _call_on_threads(context, module, body, types_):
 
 
 class _TeamLower(Lower):
+    def extract_function_arguments(self):
+        given = super().extract_function_arguments()
+        self.fnargs = [
+            _borrowed(self.context, self.builder, kind, value)
+            for kind, value in zip(self.fndesc.argtypes, given, strict=True)
+        ]
+        return self.fnargs
+
     def create_cpython_wrapper(self, release_gil=False):
         """As Lower's, which calls the body itself."""
         start_threads()
@@ -104,7 +110,7 @@ class _TeamLower(Lower):
         signature = context.call_conv.get_function_type(fndesc.restype, fndesc.argtypes)
         body = ir.Function(module, signature, fndesc.llvm_func_name)
         PyCallWrapper(
-            context, module, _call_on_threads(context, module, body, fndesc.argtypes), fndesc,
+            context, module, _call_on_threads(module, body), fndesc,
             self.env, call_helper=self.call_helper, release_gil=release_gil,
         ).build()  # fmt: skip
         self.library.add_ir_module(module)
