@@ -328,7 +328,7 @@ def _merge_payload(
     payload_bits = max(1, (num_payloads - 1).bit_length())
     if key_bits + payload_bits > 64:
         return _merge_wide(indices, padding_idx, payload, key_bits)
-    words = _sorted_words(indices, payload, padding_idx, 0, key_bits, payload_bits, num_kept)
+    words = _sorted_words(indices, payload, padding_idx, key_bits, payload_bits, num_kept)
     payloads, starts = np.empty(num_kept, np.int64), np.empty(num_kept + 1, np.int64)
     unique = np.empty(num_kept, np.int64)
     firsts = np.empty(chunks + 1, np.int64)
@@ -345,7 +345,6 @@ def _sorted_words(
     indices: IndexArray,
     payload: IndexArray,
     padding_idx: int,
-    key_shift: int,
     key_bits: int,
     payload_bits: int,
     num_kept: int,
@@ -358,9 +357,8 @@ def _sorted_words(
     for number in range(-(-key_bits // digit)):
         for scatter in (False, True):
             half_pass(
-                indices, payload, padding_idx, key_shift, key_bits, payload_bits, digit, number,
-                scatter, num_kept if number else length, chunks, source, target, histogram,
-                new_counter(),
+                indices, payload, padding_idx, payload_bits, digit, number, scatter,
+                num_kept if number else length, chunks, source, target, histogram, new_counter(),
             )  # fmt: skip
         source, target = target, source
     return source[:num_kept]
@@ -374,13 +372,11 @@ def _merge_wide(
     low_bits = 64 - position_bits
     mask = np.uint64((1 << position_bits) - 1)
     num_kept = int(np.count_nonzero(indices != padding_idx))
-    where = _NO_INDICES, padding_idx, 0, low_bits
-    words = _sorted_words(indices, *where, position_bits, num_kept)
+    none = _NO_INDICES
+    words = _sorted_words(indices, none, padding_idx, low_bits, position_bits, num_kept)
     positions = (words & mask).astype(np.int64)
-    high = indices[positions]
-    high_bits = key_bits - low_bits
-    where = _NO_INDICES, NO_PADDING, low_bits, high_bits
-    words = _sorted_words(high, *where, position_bits, num_kept)
+    high, high_bits = indices[positions] >> low_bits, key_bits - low_bits
+    words = _sorted_words(high, none, NO_PADDING, high_bits, position_bits, num_kept)
     positions = positions[(words & mask).astype(np.int64)]
     keys = indices[positions]
     begins = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))

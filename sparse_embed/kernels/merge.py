@@ -13,7 +13,8 @@ How      the words `key << payload_bits | payload` are sorted by LSD radix on th
          Chunks are cut by L alone.  A sort has one result, so threads cannot show.
          Each pass is two calls, the counts and the scatter; the thread that finishes the last
          chunk turns counts into places.
-Wide     key bits + payload bits > 64: the caller sorts twice, low key bits first (`ops`).
+Wide     key bits + payload bits > 64: what does not fit is shifted out of the word, so the caller
+         sorts twice, low key bits first (`ops`).
 Source   Knuth, TAOCP volume 3, 5.2.5
 """
 
@@ -46,12 +47,10 @@ def digit_bits(key_bits: int, length: int) -> int:
 
 
 @device_function
-def _word(index, load, has_load, words, k, is_first, shift, key_mask, payload_bits):
-    """Word k of the input of a pass: made from the index in the first pass."""
-    if is_first:
-        key = (np.uint64(index[k]) >> shift) & key_mask
-        return (key << payload_bits) | np.uint64(load[k] if has_load else k)
-    return words[k]
+def _next_place(places, j):
+    place = places[j]
+    places[j] = np.uint32(place + _ONE32)
+    return place
 
 
 @cold_function
@@ -87,20 +86,18 @@ def radix_pass_cpu():
 
     @team_kernel
     def radix_pass(
-        indices, payload, padding_idx, key_shift, key_bits, payload_bits, digit, number, scatter,
-        length, chunks, source, target, histogram, counter,
+        indices, payload, padding_idx, payload_bits, digit, number, scatter, length, chunks,
+        source, target, histogram, counter,
     ):  # fmt: skip
-        """Half of pass `number` over the words of key bits [key_shift, key_shift + key_bits): their
-        digits are counted, or (scatter) they go from `source` to their places in `target`."""
+        """Half of pass `number`: digits are counted, or (scatter) words go from `source` to their
+        places in `target`.  Few values in each loop: those that LLVM keeps on the stack seem, half
+        of the time, to be overwritten by a word on its way out, and the processor waits."""
         _ = digest
-        shift0, low = np.uint64(key_shift), np.uint64(payload_bits)
-        key_mask = (_ONE << np.uint64(key_bits)) - _ONE
+        low = np.uint64(payload_bits)
         digits = 1 << digit
         digit_mask = np.uint64(digits - 1)
-        is_first = number == 0
         shift = low + np.uint64(number * digit)
-        index, words, out = first(indices), first(source), first(target)
-        load, has_load = first(payload), payload.shape[0] > 0
+        index, load, words, out = first(indices), first(payload), first(source), first(target)
         while True:
             c = next_chunk(counter, 0)
             if c >= chunks:
@@ -110,15 +107,28 @@ def radix_pass_cpu():
             if not scatter:
                 for j in range(digits):
                     places[j] = 0
-            for k in range(begin, end):
-                if is_first and index[k] == padding_idx:
-                    continue
-                word = _word(index, load, has_load, words, k, is_first, shift0, key_mask, low)
-                j = np.int64((word >> shift) & digit_mask)
-                place = places[j]
-                places[j] = np.uint32(place + _ONE32)
-                if scatter:
-                    out[place] = word
+            if number > 0:
+                for k in range(begin, end):
+                    word = words[k]
+                    place = _next_place(places, np.int64((word >> shift) & digit_mask))
+                    if scatter:
+                        out[place] = word
+            elif not scatter:
+                for k in range(begin, end):
+                    if index[k] != padding_idx:
+                        _next_place(places, np.int64(np.uint64(index[k]) & digit_mask))
+            elif payload.shape[0] > 0:
+                for k in range(begin, end):
+                    key = np.uint64(index[k])
+                    if index[k] != padding_idx:
+                        place = _next_place(places, np.int64(key & digit_mask))
+                        out[place] = (key << low) | np.uint64(load[k])
+            else:
+                for k in range(begin, end):
+                    key = np.uint64(index[k])
+                    if index[k] != padding_idx:
+                        place = _next_place(places, np.int64(key & digit_mask))
+                        out[place] = (key << low) | np.uint64(k)
             if next_chunk(counter, 1) == chunks - 1 and not scatter:
                 place_digits(histogram, chunks, digits)
 
