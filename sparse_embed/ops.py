@@ -499,6 +499,8 @@ def _update_kernel(rec: Records, optimizer: Optimizer) -> Any:
 def step_scalars(rec: Any, optimizer: Optimizer, step: int, lr: float) -> FloatArray:
     """As `Optimizer.scalars`; the state's first value as the record can hold it."""
     scalars = optimizer.scalars(step, lr)
+    if rec.precision.state_dtype == "float32":
+        return scalars
     for field in optimizer.state_fields(rec.dim)[:1]:
         dtype = rec.precision.of_field(field.lanes)
         scalars[8:] = widen(narrow(scalars[8:], dtype), dtype)

@@ -38,6 +38,7 @@ from sparse_embed.optim import Optimizer
 
 __all__ = ["Coefficients", "DeviceOps", "Merged", "Records", "Survey"]
 
+_NO_KEY = np.uint64(0)
 _SCRATCH_BYTES = 64 << 20
 _HOT_GROUPS = 1 << 14  # that sum the blocks of long segments, most often of none
 
@@ -328,9 +329,11 @@ class DeviceOps(MergeOps):
         entries: tuple[Any, ...], grad: Any, optimizer: Optimizer, step: int, lr: float,
     ) -> Callable[[], None]:  # fmt: skip
         scalars = tuple(step_scalars(rec, optimizer, step, lr))
+        noisy = rec.precision.rounding == "stochastic"
+        key = rounding_key(rec.seed, step) if noisy else _NO_KEY
         args = (
             rec.records, rec.flags, slots, indices, u0, num, *segments,
-            *entries, grad, scalars, rounding_key(rec.seed, step), *rec.init_args,
+            *entries, grad, scalars, key, *rec.init_args,
         )  # fmt: skip
         name, dim = optimizer.name, rec.dim
         how = (rec.precision.dtype, rec.precision.state_dtype, rec.precision.rounding)
