@@ -270,3 +270,61 @@ def test_errors_of_cuda_are_named_and_the_thread_left_as_it_was(recorded):
     assert card.entered == 0
     assert memory._chosen.depth == 0
     assert memory.stream == 0
+
+
+class Small(Recorder):
+    """A card with room for so many bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.room = 85
+
+    def memory_info(self):
+        return self.room, 85
+
+    def empty(self, shape, dtype, stream):
+        if shape > self.room:
+            raise _calls.CudaCallError("cuMemAlloc_v2", 2, "CUDA_ERROR_OUT_OF_MEMORY")
+        self.room -= shape
+        array = _launch.Array(4096, (shape,), np.dtype(dtype), Owner(self, shape))
+        return array
+
+
+class Owner:
+    def __init__(self, card, count):
+        self.card, self.count = card, count
+
+    def __del__(self):
+        self.card.room += self.count
+
+
+def test_a_kept_buffer_gives_its_memory_back_before_it_grows(monkeypatch):
+    from sparse_embed.device import DeviceMemory
+    from sparse_embed.errors import DeviceMemoryError
+    from sparse_embed.kernels.cuda import _shim
+
+    card = Small()
+    monkeypatch.setattr(_shim, "open_card", lambda index: card)
+    memory = DeviceMemory(0)
+    for length, left in ((40, 45), (60, 25), (80, 5), (70, 5)):  # 90 would not fit, 80 do
+        shape = memory.work("rows", length, np.uint8).shape
+        assert (shape, card.room) == ((length,), left)
+    with pytest.raises(
+        DeviceMemoryError, match=r"86 bytes for rows, for a batch do not fit; 85 bytes of 85 bytes"
+    ):
+        memory.work("rows", 86, np.uint8)
+    assert memory.work("rows", 10, np.uint8).shape == (10,)
+
+
+def test_a_context_that_cannot_be_left_is_an_error_of_cuda(recorded, monkeypatch):
+    from sparse_embed.errors import DeviceError
+
+    memory, _ = recorded
+
+    def broken(self, *_):
+        raise _calls.CudaCallError("cuCtxPopCurrent_v2", 700, "CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(Recorder, "__exit__", broken)
+    with pytest.raises(DeviceError, match="cuCtxPopCurrent"):
+        memory.launch("kernel", 1, 1)
+    assert memory._chosen.depth == 0
