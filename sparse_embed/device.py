@@ -447,7 +447,10 @@ class _Active:
         if error is not None:
             explained = memory.explained(error)
             if explained is not error:
-                raise explained from error
+                try:
+                    raise explained from error
+                finally:  # or a circle of frames would keep arrays until it is collected
+                    del explained, error, trace
 
 
 def _size(nbytes: int) -> str:
