@@ -286,7 +286,8 @@ class EmbeddingTable:
                 out of bags.
             include_last_offset: False takes torch's (B,) offsets, without the last one.
             stream: of a table on a GPU: the CUDA stream to work on, as an integer handle (torch's
-                `cuda_stream`, CuPy's `ptr`); None is the default stream.
+                `cuda_stream`, CuPy's `ptr`); None is the default stream.  Give the one that arrays
+                were made on: torch's do not say theirs, and their memory is recycled in its order.
 
         Raises:
             ArgumentError, IndexRangeError: the argument is named; nothing has changed.
