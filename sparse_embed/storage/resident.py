@@ -299,6 +299,7 @@ class IndexedSlots(Slots):
         self._num_free = 0
         self._high = 0  # slots below have been handed out at some time
         self._hand = 0
+        self._arrived = np.empty(0, np.int64)  # slots of the rows that came last
 
     def _draw_at_least(self, slots: int) -> None:
         self._budget.take(slots * self._slot_bytes)
@@ -351,14 +352,18 @@ class IndexedSlots(Slots):
             return slots
         missing = np.unique(rows[absent])
         hits = slots[~absent]
+        # One batch, however often it calls, is no reason to stay: rows that came with the last one
+        # lose its mark, and have it again if they are wanted now.
+        self._change_flags(self._arrived, REFERENCED, _NONE)
         try:
-            self._change_flags(hits, _NONE, PINNED)
+            self._change_flags(hits, _NONE, REFERENCED | PINNED)
             got = self._make_room(missing.size)
         finally:
             self._change_flags(hits, PINNED, _NONE)
         if got is None:
             return None
         self._bring_in(missing, got)
+        self._arrived = got
         slots[absent] = self._index.find(rows[absent], self.flags, REFERENCED)
         return slots
 

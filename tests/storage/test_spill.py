@@ -17,7 +17,7 @@ from sparse_embed.storage.host_tier import HostTier
 from sparse_embed.storage.layout import Layout
 from sparse_embed.storage.rowmap import RowMap
 from sparse_embed.storage.scratch import Scratch
-from tests.crash.workload import Twin, create, open_store, picture, step
+from tests.crash.workload import FEW_SLOTS, Twin, create, open_store, picture, step
 from tests.storage.injected import FULL, always
 
 
@@ -260,3 +260,18 @@ def test_a_full_disk_in_a_lookup_fails_nothing(tmp_path, inject):
     assert np.array_equal(table.lookup(np.arange(40)), before)
     calls.stop()
     store.close()
+
+
+def test_rows_of_one_batch_leave_before_those_of_two(tmp_path):
+    """However often a batch asks for them: a training step looks its rows up and then updates."""
+    with se.EmbeddingTable.create(
+        tmp_path / "m", num_embeddings=10_000, embedding_dim=4, optimizer=se.SGD(0.1), cache_bytes=1
+    ) as table:
+        resident = table._table.rows.resident
+        wanted = np.arange(12)
+        for n in range(7):
+            new = np.arange(1000 + 8 * n, 1008 + 8 * n)
+            rows = np.concatenate([wanted, new]) if n < 2 else new
+            table.update(table.lookup(rows), rows)
+        assert resident.count == resident.capacity == FEW_SLOTS
+        assert (resident.find(wanted) >= 0).all()
