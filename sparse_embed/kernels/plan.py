@@ -89,8 +89,10 @@ def cut_segments_cpu():
     def cut_segments(starts, u0, u1, size, bounds, blocks):
         """-> how many blocks there are"""
         _ = digest
+        low = u0
         for c in range(bounds.shape[0]):
-            low, high = u0, u1
+            # Each segment is at least one position and a row: the next bound is not far.
+            high = min(u1, low + size // (_ROW + 1) + 1)
             while low < high:
                 u = (low + high) >> 1
                 if starts[u] - starts[u0] + _ROW * (u - u0) < c * size:
