@@ -26,6 +26,7 @@ from sparse_embed.optim import Optimizer
 from sparse_embed.storage.store import StoreCore
 
 _MOST_KEYS = 2**62
+_ARRAYS = ("indices", "offsets", "per_sample_weights")  # the first arguments of a batch
 
 
 class ManyExecution:
@@ -105,6 +106,8 @@ class ManyExecution:
 
     def make_batch(self, owner: object, names: Sequence[str], *arguments: Any) -> Any:
         """The checked batch of a call; arguments from indices on."""
+        for argument, value in zip(_ARRAYS, arguments, strict=False):
+            refuse_device_array(argument, value)
         modes = [self.modes[t] for t in self.table_of]
         paddings = [self.paddings[t] for t in self.table_of]
         return make_keyed_batch(owner, names, self.features, paddings, modes, *arguments)

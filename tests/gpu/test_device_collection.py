@@ -190,5 +190,7 @@ def test_what_is_wrong_is_named_before_anything_changes(memory):
     _, other = make("cpu")
     with pytest.raises(se.ArgumentError, match="expected all on one device, got cpu, cuda:0"):
         se.EmbeddingBagCollection({"a": store.tables["users"], "b": other.tables["tags"]})
+    with pytest.raises(se.ArgumentError, match="indices: is on a GPU, but this table is on the"):
+        other.lookup(up(indices), offsets)
     with pytest.raises(se.ArgumentError, match="stream: only tables on a GPU"):
         other.lookup(indices, offsets, stream=7)
