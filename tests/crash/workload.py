@@ -21,7 +21,8 @@ CACHE = {"users": 1, "items": 1 << 20}  # users: the fewest slots there may be, 
 FEW_SLOTS = 48
 SMALL_MACHINE = (  # as (owner, attribute, value): all that large stores do happens in small ones
     (resident, "_SMALLEST", FEW_SLOTS),  # rows that leave memory
-    (scratch, "_SEGMENT_BYTES", 256),  # to a file that is tidied
+    (scratch, "_SEGMENT_BYTES", 256),  # to a file that is tidied, and often
+    (scratch, "_FEW", -30),
     (fold, "_JOURNAL_BUDGET", 1 << 18),  # checkpoints in the background
     (frame, "DIGEST_BLOCK", 4096),  # frames of several chunks, written by their thread
     (frame_writer, "DIGEST_BLOCK", 4096),
