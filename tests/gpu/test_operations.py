@@ -331,8 +331,10 @@ def test_dropout(run):
 
 
 def test_names_and_arguments_are_those_of_ops(run):
-    for name in ops.__all__:
-        if not inspect.isfunction(getattr(ops, name)) or name == "top_k":
+    # Sorting bags in place of positions, and what comes of it, is the CPU's own.
+    others = {"top_k", "gradient_entries", "merge_gradient", "merge_places"}
+    for name in set(ops.__all__) - others:
+        if not inspect.isfunction(getattr(ops, name)):
             continue
         ours = list(inspect.signature(getattr(run, name)).parameters)
         theirs = list(inspect.signature(getattr(ops, name)).parameters)
