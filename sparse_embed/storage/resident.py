@@ -453,7 +453,8 @@ class IndexedSlots(Slots):
         self._free[: free.size] = free
         self._num_free = free.size
         self._high = min(self._high, keep)
-        self._hand = 0
+        if self._hand >= self._high:
+            self._hand = 0
         self._budget.give((self._drawn - keep) * self._slot_bytes)
         self._drawn = keep
         self.busy = False
