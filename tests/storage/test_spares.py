@@ -67,8 +67,13 @@ def test_segments_take_folded_files(tmp_path, twin):
 
 def test_a_checkpoint_leaves_no_spare_files(tmp_path):
     with create(tmp_path / "m") as store:
-        train(store, 1, 12)
-        assert spares(tmp_path / "m")
+        # When a checkpoint ends is the machine's business; whatever spare there is may be taken.
+        seen = False
+        for n in range(1, 41):
+            train(store, n, n)
+            if seen := bool(spares(tmp_path / "m")):
+                break
+        assert seen
         store.checkpoint()
         assert [name for name in names(tmp_path / "m") if name.endswith(".wal")] == []
 
