@@ -16,9 +16,11 @@ if TYPE_CHECKING:  # the store calls this module; only its type is needed here
 
 log = logging.getLogger("sparse_embed")
 _JOURNAL_BUDGET = 256 << 20  # the journal may at least be this large before it is folded
-_PER_DATA = 3  # and so many times what the data files take: a fold reads and rewrites all of that
+_PER_DATA = 2  # and so many times what the data files take: a fold reads and rewrites all of that
 _SPARSE = 2 << 30  # and so large while they are mostly holes: a row by itself costs them a page
 _PER_ROOM = 0.25  # but no more than this part of what the disk has left, the journal included
+_HURRY = 1.5  # at so many budgets a fold no longer gives way to commits
+_LIMIT = 2.0  # and at so many they wait for it, or the journal would take the disk
 
 
 def fold_now(core: StoreCore) -> None:
@@ -41,8 +43,10 @@ def fold_in_background(core: StoreCore) -> None:
     if journal is None or len(core.frames) < 4:
         return
     budget = _budget(core)
+    if core.running_fold is not None and journal.used > _LIMIT * budget:
+        finish_fold(core, wait=True)
     if core.running_fold is not None:
-        if journal.used > 2 * budget:  # it cannot keep up
+        if journal.used > _HURRY * budget:
             core.running_fold.hurry()
         return
     if journal.used <= budget:

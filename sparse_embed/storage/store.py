@@ -259,7 +259,14 @@ class StoreCore:
             for core in self.tables.values():
                 assert core.rows.file is not None
                 core.rows.file.check()
-            flight = self._launch(journal, wait)
+            try:
+                flight = self._launch(journal, wait)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or self.running_fold is None:
+                    raise
+                fold.finish_fold(self, wait=True)  # it gives the room of what it folds back
+                journal.remove_spares()
+                flight = self._launch(journal, wait)
             # Interrupted from here on, memory and flags may disagree: only rollback helps then.
             self.failed = "a commit was interrupted"
             for name, taken in flight.taken.items():

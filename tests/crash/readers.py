@@ -75,6 +75,7 @@ def run(path: Path, row_reads: int, seed: int, seconds: float = 600) -> dict[str
     worth, journal.WORTH = journal.WORTH, 0
     resident._SMALLEST = FEW_SLOTS
     fold._JOURNAL_BUDGET = 1 << 20  # so much may be kept of files that are used again
+    limit, fold._LIMIT = fold._LIMIT, float("inf")
     Journal.used = property(lambda self: 1 << 40)  # type: ignore[assignment]
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -108,6 +109,7 @@ def run(path: Path, row_reads: int, seed: int, seconds: float = 600) -> dict[str
         if process.is_alive():
             process.kill()
         resident._SMALLEST, fold._JOURNAL_BUDGET = smallest, budget
+        fold._LIMIT = limit
         Journal.used = size  # type: ignore[method-assign]
         journal.WORTH = worth
     reads, opens, seen = found

@@ -23,7 +23,8 @@ SMALL_MACHINE = (  # as (owner, attribute, value): all that large stores do happ
     (resident, "_SMALLEST", FEW_SLOTS),  # rows that leave memory
     (scratch, "_SEGMENT_BYTES", 256),  # to a file that is tidied, and often
     (scratch, "_FEW", -30),
-    (fold, "_JOURNAL_BUDGET", 1 << 18),  # checkpoints in the background
+    (fold, "_JOURNAL_BUDGET", 1 << 18),  # checkpoints in the background,
+    (fold, "_LIMIT", float("inf")),  # beside commits
     (frame, "DIGEST_BLOCK", 4096),  # frames of several chunks, written by their thread
     (frame_writer, "DIGEST_BLOCK", 4096),
     (frame_writer, "CHUNK", 4096),

@@ -34,4 +34,5 @@ def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], InjectedCalls]:
 def fold_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints in the background begin with the fourth commit."""
     monkeypatch.setattr(fold, "_JOURNAL_BUDGET", 1 << 20)
+    monkeypatch.setattr(fold, "_LIMIT", float("inf"))
     monkeypatch.setattr(Journal, "used", property(lambda self: 1 << 40))

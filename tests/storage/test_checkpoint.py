@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sparse_embed as se
-from sparse_embed.storage import checkpoint, files
+from sparse_embed.storage import checkpoint, files, fold
 from tests.crash.workload import Twin, create, open_store, picture, step
 from tests.storage.injected import BROKEN, FULL, always, nth
 
@@ -170,6 +170,57 @@ def test_training_goes_on_while_a_checkpoint_runs(tmp_path, twin, fold_early, mo
     store.close(checkpoint=False)
     with open_store(tmp_path / "m") as store:
         assert picture(store) == twin.picture(11)
+
+
+@pytest.fixture
+def slow_fold(monkeypatch, fold_early):
+    """Folds in the background stand still until this event is set."""
+    go = threading.Event()
+    plain = checkpoint.write_rows
+
+    def slow(source, name, file):
+        assert go.wait(30)
+        return plain(source, name, file)
+
+    monkeypatch.setattr(checkpoint, "write_rows", slow)
+    return go
+
+
+def test_commits_wait_for_a_checkpoint_that_cannot_keep_up(tmp_path, twin, slow_fold, monkeypatch):
+    monkeypatch.setattr(fold, "_LIMIT", 2.0)
+    store = some_commits(tmp_path / "m", 4)
+    running = store._core.running_fold
+    assert running is not None and not running.done
+    step(store, 5)
+    threading.Timer(0.05, slow_fold.set).start()
+    store.commit()
+    assert running.finished and slow_fold.is_set()
+    assert said(tmp_path / "m")["folded"] >= running.upto
+    assert picture(store) == twin.picture(5)
+    store.close(checkpoint=False)
+    with open_store(tmp_path / "m") as store:
+        assert picture(store) == twin.picture(5)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_full_disk_waits_for_the_room_of_a_checkpoint(tmp_path, twin, slow_fold, inject, wait):
+    store = some_commits(tmp_path / "m", 4)
+    running = store._core.running_fold
+
+    def when(name, args):
+        if name != "allocate" or store._core.running_fold is None:
+            return None
+        slow_fold.set()
+        return FULL
+
+    inject(when)
+    step(store, 5)
+    store.commit(wait)
+    assert running.finished
+    assert picture(store) == twin.picture(5)
+    store.close(checkpoint=False)
+    with open_store(tmp_path / "m") as store:
+        assert picture(store) == twin.picture(5)
 
 
 def test_a_failed_background_checkpoint_is_logged_and_harmless(
