@@ -20,7 +20,7 @@ _PER_DATA = 2  # and so many times what the data files take: a fold reads and re
 _SPARSE = 2 << 30  # and so large while they are mostly holes: a row by itself costs them a page
 _PER_ROOM = 0.25  # but no more than this part of what the disk has left, the journal included
 _HURRY = 1.5  # at so many budgets a fold no longer gives way to commits
-_LIMIT = 2.0  # and at so many they wait for it, or the journal would take the disk
+_LIMIT = 2.0  # and at so many they wait for it, where the journal is a danger to the disk's room
 
 
 def fold_now(core: StoreCore) -> None:
@@ -43,7 +43,7 @@ def fold_in_background(core: StoreCore) -> None:
     if journal is None or len(core.frames) < 4:
         return
     budget = _budget(core)
-    if core.running_fold is not None and journal.used > _LIMIT * budget:
+    if core.running_fold is not None and journal.used > max(_LIMIT * budget, _share_of_room(core)):
         finish_fold(core, wait=True)
     if core.running_fold is not None:
         if journal.used > _HURRY * budget:
@@ -66,12 +66,15 @@ def _budget(core: StoreCore) -> int:
     data = [table.rows.file for table in core.tables.values() if table.rows.file is not None]
     allocated = sum(files.allocated_bytes(file.fd) for file in data)
     apparent = sum(file.layout.file_bytes for file in data)
-    if core.directory is None or core.journal is None:
-        return _JOURNAL_BUDGET
-    disk = os.fstatvfs(core.directory.fd)
-    room = disk.f_bavail * disk.f_frsize + core.journal.bytes
     wanted = max(_PER_DATA * allocated, min(_SPARSE, _PER_DATA * apparent))
-    return max(_JOURNAL_BUDGET, min(wanted, int(_PER_ROOM * room)))
+    return max(_JOURNAL_BUDGET, min(wanted, _share_of_room(core)))
+
+
+def _share_of_room(core: StoreCore) -> int:
+    """The part of the disk that the journal may take, of what others have left."""
+    assert core.directory is not None and core.journal is not None
+    disk = os.fstatvfs(core.directory.fd)
+    return int(_PER_ROOM * (disk.f_bavail * disk.f_frsize + core.journal.bytes))
 
 
 def _prepare_fold(
