@@ -302,17 +302,20 @@ class EmbeddingBagCollection:
             batch = self._batch(indices, offsets, per_sample_weights, include_last_offset)
             grads = self._grads(grad, batch, check_finite)
             for t, name, table in self._numbered():
-                part = self._run.part(batch, t)
-                merged[name] = table.backward(
-                    self._run.grad_of(grads, t),
-                    part.indices,
-                    part.offsets,
-                    mode=part.mode,
-                    per_sample_weights=part.weights,
-                    padding_idx=self._run.paddings[t],
-                    stream=stream,
-                )
+                upstream = self._run.grad_of(grads, t)
+                merged[name] = table.backward(upstream, **self._bags_of(batch, t), stream=stream)
         return merged
+
+    def _bags_of(self, batch: Any, t: int) -> dict[str, Any]:
+        """A table's bags of the batch, as the arguments of its own methods."""
+        part = self._run.part(batch, t)
+        return {
+            "indices": part.indices,
+            "offsets": part.offsets,
+            "mode": part.mode,
+            "per_sample_weights": part.weights,
+            "padding_idx": self._run.paddings[t],
+        }
 
     def apply(self, grads: Mapping[str, SparseGrad]) -> None:
         """One optimizer step of each table that is named, with merged gradients; all or nothing.
@@ -352,16 +355,8 @@ class EmbeddingBagCollection:
             host = self._run.on_host(batch)
             out = np.empty(len(host.indices), np.float32)
             for t, _, table in self._numbered():
-                part = self._run.part(batch, t)
-                found = table.per_sample_weights_grad(
-                    self._run.grad_of(grads, t),
-                    part.indices,
-                    part.offsets,
-                    mode=part.mode,
-                    per_sample_weights=part.weights,
-                    padding_idx=self._run.paddings[t],
-                    stream=stream,
-                )
+                upstream, bags = self._run.grad_of(grads, t), self._bags_of(batch, t)
+                found = table.per_sample_weights_grad(upstream, **bags, stream=stream)
                 at = 0
                 for f in self._run.features_of[t]:
                     begin, end = host.span(f)
