@@ -11,6 +11,7 @@ import pytest
 
 import sparse_embed as se
 from sparse_embed.storage import checkpoint, files, fold
+from sparse_embed.storage.journal import Journal
 from tests.crash.workload import Twin, create, open_store, picture, step
 from tests.storage.injected import BROKEN, FULL, always, nth
 
@@ -198,6 +199,22 @@ def test_commits_wait_for_a_checkpoint_that_cannot_keep_up(tmp_path, twin, slow_
     assert said(tmp_path / "m")["folded"] >= running.upto
     assert picture(store) == twin.picture(5)
     store.close(checkpoint=False)
+    with open_store(tmp_path / "m") as store:
+        assert picture(store) == twin.picture(5)
+
+
+def test_commits_wait_for_no_checkpoint_while_the_disk_has_room(
+    tmp_path, twin, slow_fold, monkeypatch
+):
+    monkeypatch.setattr(fold, "_LIMIT", 2.0)
+    monkeypatch.setattr(Journal, "used", property(lambda self: 4 << 20))  # four budgets
+    store = some_commits(tmp_path / "m", 4)
+    running = store._core.running_fold
+    step(store, 5)
+    store.commit()
+    assert running is not None and not running.done
+    slow_fold.set()
+    store.close()
     with open_store(tmp_path / "m") as store:
         assert picture(store) == twin.picture(5)
 
