@@ -42,6 +42,13 @@ def make(
 def filled(rows: int, dim: int, optimizer: str | None) -> se.EmbeddingTable:
     """A table in memory with every record written, laid out by row number."""
     table = make(rows, dim, optimizer)
+    fill(table)
+    return table
+
+
+def fill(table: se.EmbeddingTable) -> None:
+    """Write every record of a new table in memory, laid out by row number."""
+    rows = table.num_embeddings
     # A quarter of the rows in memory makes the table lay them all out by row number.
     table.prefetch(np.arange(rows // 4 + 1))
     table.lookup([0])
@@ -54,7 +61,6 @@ def filled(rows: int, dim: int, optimizer: str | None) -> se.EmbeddingTable:
     for begin in range(0, rows, len(block)):
         part = resident.records[begin : begin + len(block)]
         part[:] = block[: len(part)]
-    return table
 
 
 def records(table: se.EmbeddingTable) -> Any:

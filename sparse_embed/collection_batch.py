@@ -53,12 +53,14 @@ class KeyedBatch:
 
 @dataclass(frozen=True)
 class _Flat:
-    """Arrays as given: indices of any integer dtype (L,), offsets (F B + 1,), weights or None."""
+    """Arrays as given: indices of any integer dtype (L,), offsets (F B + 1,), weights or None;
+    bounds: the bags cut by ops_many.CHUNK, where the checks did it in passing."""
 
     indices: object
     offsets: IndexArray
     weights: object
     num_bags: int
+    bounds: IndexArray | None = None
 
 
 def make_keyed_batch(
@@ -106,16 +108,18 @@ def make_keyed_batch(
     if flat.num_bags == 0:
         none = np.empty(0, np.int64)
         scale = np.empty(0, np.float32) if scaled else None
-        return KeyedBatch(owner, none, ops_many.Bags(0, flat.offsets, weights, none, none, scale))
+        nothing = ops_many.Bags(0, flat.offsets, none, weights, none, none, scale)
+        return KeyedBatch(owner, none, nothing)
+    where = flat.offsets, flat.bounds, weights, flat.num_bags, scaled
     if checked is not None:
-        bags = ops_many.number_bags(features, checked, flat.offsets, weights, flat.num_bags, scaled)
+        bags = ops_many.number_bags(features, checked, *where)
     if bags is None:  # out of range, or uint64: feature by feature, which names what is wrong
         checked = np.empty(len(array), np.int64)
         for f in range(len(names)):
             begin = int(flat.offsets[f * flat.num_bags])
             end = int(flat.offsets[(f + 1) * flat.num_bags])
             checked[begin:end] = check(f, array[begin:end])
-        bags = ops_many.number_bags(features, checked, flat.offsets, weights, flat.num_bags, scaled)
+        bags = ops_many.number_bags(features, checked, *where)
         assert bags is not None
     assert checked is not None
     return KeyedBatch(owner, checked, bags)
@@ -131,14 +135,16 @@ def _from_arrays(
     array = _validate._as_integers("indices", indices)
     if array.ndim != 1:
         raise ArgumentError(f"indices: with offsets expected shape (L,), got {array.shape}")
-    starts = _validate.as_offsets(offsets, len(array), include_last_offset=include_last_offset)
+    starts, bounds = _validate.as_bags(
+        offsets, len(array), ops_many.CHUNK, include_last_offset=include_last_offset
+    )
     num_bags, rest = divmod(len(starts) - 1, len(names))
     if rest:
         raise ArgumentError(
             f"offsets: expected (F B + 1,) entries for F = {len(names)} features,"
             f" got {len(starts) - 1} bags"
         )
-    return _Flat(array, starts, weights, num_bags)
+    return _Flat(array, starts, weights, num_bags, bounds)
 
 
 def _from_padded(names: Sequence[str], indices: object, weights: object) -> _Flat:

@@ -176,15 +176,18 @@ class ManyExecution:
         return self._where
 
     def _find(
-        self, keys: IndexArray, skipped: Iterable[int] = ()
+        self, keys: IndexArray, *, flags: bool, skipped: Iterable[int] = ()
     ) -> tuple[ops_many.Found, list[int]]:
-        """Bring the rows in; where they are, and the tables that are not reached this way."""
+        """Bring the rows in; where they are, and the tables that are not reached this way.
+
+        flags: also where their flags are.
+        """
         where = self._locate()
         skipped = list(skipped)
         if skipped:
             where = where.copy()
             where[skipped, 0] = ops_many.AWAY
-        found = ops_many.find(keys, self.key_starts, where)
+        found = ops_many.find(keys, self.key_starts, where, flags)
         if found.missing.any():
             large = []
             for t in np.flatnonzero(found.missing).tolist():
@@ -194,7 +197,7 @@ class ManyExecution:
                     large.append(t)
             where = self._locate().copy()
             where[[*skipped, *large], 0] = ops_many.AWAY
-            found = ops_many.find(keys, self.key_starts, where)
+            found = ops_many.find(keys, self.key_starts, where, flags)
             assert not found.missing.any()
         return found, np.flatnonzero(where[:, 0] == ops_many.AWAY).tolist()
 
@@ -211,7 +214,7 @@ class ManyExecution:
         """outs[f] (B, D): the bags of feature f; rows may lie apart, columns not."""
         if batch.batch_size == 0:
             return
-        found, away = self._find(batch.bags.keys)
+        found, away = self._find(batch.bags.keys, flags=False)
         if len(away) < len(self.runs):
             ops_many.lookup(self.features, batch.bags, found, self.dims, *places(outs))
         for t in away:
@@ -249,7 +252,7 @@ class ManyExecution:
         skipped = [t for t in range(len(self.runs)) if t not in chosen or self.modes[t] == "max"]
         keys = batch.bags.keys if self._few else batch.bags.keys[:0]
         merged, shares = ops.merge_gradient(keys, ops_many.NO_KEY, batch.bags.coefficients)
-        found, away = self._find(merged.indices, skipped)
+        found, away = self._find(merged.indices, flags=True, skipped=skipped)
         near = sorted(chosen - set(away))
         scalars = self._scalars(near)
         cuts = np.searchsorted(merged.indices, self.key_starts)

@@ -28,6 +28,7 @@ from sparse_embed.kernels.many_find import ALL, AWAY, FIELDS, INDEXED, PRESENT
 __all__ = [
     "ALL",
     "AWAY",
+    "CHUNK",
     "FIELDS",
     "INDEXED",
     "NO_KEY",
@@ -42,7 +43,7 @@ __all__ = [
     "update",
 ]
 
-NO_KEY = _many_bags.NO_KEY
+NO_KEY, CHUNK = _many_bags.NO_KEY, _many_bags.CHUNK
 _ONE: FloatArray = np.ones(1, np.float32)
 
 
@@ -70,11 +71,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Bags:
-    """Numbered bags.  offsets (F B + 1,), weights (L,) or None, keys and places (L,), scale (by
-    place) or None: all 1; see `kernels/many_bags.py`."""
+    """Numbered bags.  offsets (F B + 1,), bounds of them cut by CHUNK, weights (L,) or None, keys
+    and places (L,), scale (by place) or None: all 1; see `kernels/many_bags.py`."""
 
     num_bags: int
     offsets: IndexArray
+    bounds: IndexArray
     weights: FloatArray | None
     keys: IndexArray
     places: IndexArray
@@ -88,8 +90,8 @@ class Bags:
 
 @dataclass(frozen=True)
 class Found:
-    """Where keys are: addresses (n,) of records and flags, 0 for none; missing (T,): how many rows
-    of each table are not in memory."""
+    """Where keys are: addresses (n,) of records and flags, 0 for none (flags (0,) where they were
+    not asked); missing (T,): how many rows of each table are not in memory."""
 
     records_at: IndexArray
     flags_at: IndexArray
@@ -113,6 +115,7 @@ def number_bags(
     features: Features,
     indices: IndexArray,
     offsets: IndexArray,
+    bounds: IndexArray | None,
     weights: FloatArray | None,
     num_bags: int,
     scaled: bool,
@@ -120,11 +123,13 @@ def number_bags(
     """Check and number the positions of a batch; None when an index is out of range.
 
     Args:
+        bounds: the bags cut by CHUNK; None: not yet.
         num_bags: B, at least 1; len(offsets) == F B + 1.
         scaled: a feature's mode is "mean" or "sqrtn".
     """
     guard_fork()
-    bounds = _plan.cut_bags(offsets, _many_bags.CHUNK)
+    if bounds is None:
+        bounds = _plan.cut_bags(offsets, CHUNK)
     keys, places = np.empty(len(indices), np.int64), np.empty(len(indices), np.int64)
     place_bits = _place_bits(num_bags)
     scale = np.empty(len(features) << place_bits if scaled else 0, np.float32)
@@ -136,13 +141,15 @@ def number_bags(
     )  # fmt: skip
     if outside.any():
         return None
-    return Bags(num_bags, offsets, weights, keys, places, scale if scaled else None)
+    return Bags(num_bags, offsets, bounds, weights, keys, places, scale if scaled else None)
 
 
-def find(keys: IndexArray, key_starts: IndexArray, where: IndexArray) -> Found:
-    """Look keys up in their tables' memory; `where` (T, FIELDS) is of `kernels/many_find.py`."""
+def find(keys: IndexArray, key_starts: IndexArray, where: IndexArray, flags: bool) -> Found:
+    """Look keys up in their tables' memory, and where their flags are, if asked; `where`
+    (T, FIELDS) is of `kernels/many_find.py`."""
     guard_fork()
-    records_at, flags_at = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+    records_at = np.empty(len(keys), np.int64)
+    flags_at = np.empty(len(keys) if flags else 0, np.int64)
     missing = np.zeros((_many_find.CHUNKS, len(where)), np.int64)
     _many_find.find_many_cpu()(
         keys, key_starts, where, new_counter(), records_at, flags_at, missing
@@ -161,10 +168,9 @@ def lookup(
     """Pool every feature whose dim is in `dims`: bag b of feature f goes to out_at[f] + b
     out_step[f], an address and bytes.  Positions that are not found are left out."""
     guard_fork()
-    bounds = _plan.cut_bags(bags.offsets, _many_lookup.CHUNK)
     for dim in dims:
         _many_lookup.pool_many_cpu(dim)(
-            found.records_at, bags.keys, bags.offsets, bounds, bags.num_bags,
+            found.records_at, bags.keys, bags.offsets, bags.bounds, bags.num_bags,
             _place_bits(bags.num_bags),
             *_or_one(bags.weights), *_or_one(bags.scale), features.dims, features.modes,
             features.key_base, features.seeds, features.init_kinds, features.init_params,

@@ -20,11 +20,11 @@ import functools
 
 import numpy as np
 
-from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._intrinsics import first, next_chunk
 from sparse_embed.kernels._jit import DIGEST, team_kernel
 from sparse_embed.kernels.lookup import MEAN, bag_scale
 
-CHUNK = 4096
+CHUNK = 1024  # as a lookup's: bags are cut once
 NO_KEY = -1
 _NONE = np.int64(NO_KEY)
 _ZERO = np.float32(0)
@@ -40,7 +40,9 @@ def number_bags_cpu():
         weights, weight_step, counter, keys, places, scale, outside,
     ):  # fmt: skip
         _ = digest
-        chunks = bounds.shape[0] - 1
+        chunks, scaled = bounds.shape[0] - 1, scale.shape[0] > 0
+        index, offset, weight = first(indices), first(offsets), first(weights)
+        key_of, place_of, factor = first(keys), first(places), first(scale)
         while True:
             chunk = next_chunk(counter, 0)
             if chunk >= chunks:
@@ -54,20 +56,22 @@ def number_bags_cpu():
                 skip, skips = padding[f], has_padding[f] != 0
                 place = (f << place_bits) + bag - f * num_bags
                 for b in range(bag, stop):
-                    denominator = _ZERO
-                    for k in range(offsets[b], offsets[b + 1]):
-                        index = indices[k]
-                        places[k] = place
-                        if skips and index == skip:
-                            keys[k] = _NONE
-                            continue
-                        if np.uint64(index) >= limit:
-                            bad += 1
-                        keys[k] = first_key + index
-                        w = weights[k * weight_step]
-                        denominator += w if how == MEAN else w * w
-                    if scale.shape[0] > 0:
-                        scale[place] = bag_scale(denominator, how)
+                    begin, beyond = offset[b], offset[b + 1]
+                    for k in range(begin, beyond):
+                        key = index[k]
+                        place_of[k] = place
+                        if skips and key == skip:
+                            key_of[k] = _NONE
+                        else:
+                            bad += np.int64(np.uint64(key) >= limit)
+                            key_of[k] = first_key + key
+                    if scaled:
+                        denominator = _ZERO
+                        for k in range(begin, beyond):
+                            if key_of[k] != _NONE:
+                                w = weight[k * weight_step]
+                                denominator += w if how == MEAN else w * w
+                        factor[place] = bag_scale(denominator, how)
                     place += 1
                 bag = stop
             outside[chunk] = bad

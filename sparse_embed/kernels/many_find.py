@@ -7,7 +7,8 @@ Shapes   keys (n,) i8: see `many_bags`; in any order, cheapest when tables come 
              0 kind   1 address of the records   2 bytes of a record   3 address of the flags
              4 address of the index   5 mask of the index
 
-         records_at, flags_at (n,) i8: 0 where there is none (padding, a table of kind AWAY, a miss)
+         records_at, flags_at (n,) i8: 0 where there is none (padding, AWAY, a miss)
+         flags_at (0,): not asked for, as nothing will be changed
          missing (CHUNKS, T) i8: rows that are not in memory, by chunk and table
 Kinds    ALL: slot == row · PRESENT: the same, where the bit of the row in the index is set
          INDEXED: the index is an open-addressing map (`rowmap`) from rows to slots
@@ -56,7 +57,7 @@ def find_many_cpu():
     @team_kernel
     def find_many(keys, starts, where, counter, records_at, flags_at, missing):
         _ = digest
-        n = keys.shape[0]
+        n, marks = keys.shape[0], flags_at.shape[0] > 0
         while True:
             c = next_chunk(counter, 0)
             if c >= CHUNKS:
@@ -69,7 +70,8 @@ def find_many_cpu():
             for i in range(begin, end):
                 key = key_of[i]
                 record_of[i] = 0
-                flag_of[i] = 0
+                if marks:
+                    flag_of[i] = 0
                 if key < 0:
                     continue
                 if key < low or key >= high:
@@ -102,6 +104,7 @@ def find_many_cpu():
                 elif kind == AWAY:
                     continue
                 record_of[i] = base + slot * width
-                flag_of[i] = flags + slot
+                if marks:
+                    flag_of[i] = flags + slot
 
     return find_many

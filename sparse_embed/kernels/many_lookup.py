@@ -25,7 +25,6 @@ from sparse_embed.kernels.initialize import init_row
 from sparse_embed.kernels.lanes import add_scaled_row, copy_row, store_scaled_row, zero_row
 from sparse_embed.kernels.lookup import MAX
 
-CHUNK = 1024
 _AHEAD = 16
 _VIRGIN = np.uint32(0)
 

@@ -27,8 +27,9 @@ from sparse_embed.kernels._intrinsics import (
     prefetch_write,
     row_pointer,
     stack_f32,
+    unlikely,
 )
-from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
+from sparse_embed.kernels._jit import DIGEST, cold_function, device_function, team_kernel
 from sparse_embed.kernels.backward import first_block
 from sparse_embed.kernels.lanes import add_row, add_scaled_row, copy_row, zero_row
 from sparse_embed.kernels.many_find import table_of
@@ -68,6 +69,27 @@ def sum_places(
         add_scaled_row(total, row, factors[i * factor_step], dim)
 
 
+@cold_function
+def sum_place_blocks(
+    total, block, begin, end, last, places, factors, factor_step, place_bits, grad_at, grad_step,
+    shift, blocks, block_sums, dim,
+):  # fmt: skip
+    """As `sum_places`, of a segment of several blocks; hot ones have their sums already."""
+    zero_row(total, dim)
+    if end - begin > HOT:
+        j = first_block(blocks, shift + begin)
+        for _start in range(begin, end, BLOCK):
+            add_row(total, row_pointer(block_sums, j), dim)
+            j += 1
+    else:
+        for start in range(begin, end, BLOCK):
+            sum_places(
+                block, start, min(start + BLOCK, end), last,
+                places, factors, factor_step, place_bits, grad_at, grad_step, dim,
+            )  # fmt: skip
+            add_row(total, block, dim)
+
+
 @functools.cache
 def update_many_cpu(dim: int, name: str):
     digest = DIGEST
@@ -89,53 +111,48 @@ def update_many_cpu(dim: int, name: str):
         source_at, source_step = first(grad_at), first(grad_step)
         g = stack_f32(dim)
         block = stack_f32(dim)
+        while phase == 0:
+            j = next_chunk(counter, 0)
+            if j >= num_blocks:
+                return
+            sum_places(
+                g, blocks[j, 0] - shift, blocks[j, 1] - shift, last,
+                place, factor, factor_step, place_bits, source_at, source_step, dim,
+            )  # fmt: skip
+            copy_row(row_pointer(block_sums, j), g, dim)
         while True:
             chunk = next_chunk(counter, 0)
-            if chunk >= (chunks if phase else num_blocks):
+            if chunk >= chunks:
                 break
-            begin_u, end_u = chunk, chunk + 1
-            table = 0
-            if phase == 1:
-                begin_u, end_u = bounds[chunk], bounds[chunk + 1]
-                if begin_u < end_u:
-                    table = table_of(table_starts, key_of[begin_u])
-            for u in range(begin_u, end_u):
-                if phase == 0:
-                    begin, end = blocks[u, 0], blocks[u, 1]
-                else:
-                    begin, end = start_of[u], start_of[u + 1]
-                    ahead = min(u + _AHEAD, u1 - 1)
-                    prefetch_at(record_of[ahead], used_lanes, 1)
-                    prefetch_write(u8_at(flag_of[ahead]))
-                    if record_of[u] == 0:
-                        continue
-                j = first_block(blocks, begin) if end - begin > HOT else -1
-                total = g if end - begin <= BLOCK else block  # one block: no sum of sums
-                if end - begin > BLOCK:
-                    zero_row(g, dim)
-                for start in range(begin, end, BLOCK):
-                    source = total
-                    if j < 0:
-                        sum_places(
-                            total, start - shift, min(start + BLOCK, end) - shift, last,
-                            place, factor, factor_step, place_bits, source_at, source_step, dim,
-                        )  # fmt: skip
-                    else:
-                        source = row_pointer(block_sums, j)
-                        j += 1
-                    if end - begin > BLOCK:
-                        add_row(g, source, dim)
-                if phase == 0:
-                    copy_row(row_pointer(block_sums, u), g, dim)
+            low, high = bounds[chunk], bounds[chunk + 1]
+            table = table_of(table_starts, key_of[low]) if low < high else 0
+            table_end = table_starts[table + 1]
+            for u in range(low, high):
+                ahead = min(u + _AHEAD, u1 - 1)
+                prefetch_at(record_of[ahead], used_lanes, 1)
+                prefetch_write(u8_at(flag_of[ahead]))
+                if unlikely(record_of[u] == 0):
                     continue
+                begin, end = start_of[u] - shift, start_of[u + 1] - shift
+                if unlikely(end - begin > BLOCK):
+                    sum_place_blocks(
+                        g, block, begin, end, last, place, factor, factor_step, place_bits,
+                        source_at, source_step, shift, blocks, block_sums, dim,
+                    )  # fmt: skip
+                else:
+                    sum_places(
+                        g, begin, end, last,
+                        place, factor, factor_step, place_bits, source_at, source_step, dim,
+                    )  # fmt: skip
                 key = key_of[u]
-                while key >= table_starts[table + 1]:
+                while unlikely(key >= table_end):
                     table += 1
+                    table_end = table_starts[table + 1]
                 numbers = row_pointer(scalars, table)
-                if numbers[CLIP_VALUE] < _INFINITY or numbers[CLIP_NORM] < _INFINITY:
+                if unlikely(numbers[CLIP_VALUE] < _INFINITY or numbers[CLIP_NORM] < _INFINITY):
                     clip_row(g, dim, numbers[CLIP_VALUE], numbers[CLIP_NORM])
                 record = f32_at(record_of[u])
-                if bits(record[0]) == _VIRGIN:
+                if unlikely(bits(record[0]) == _VIRGIN):
                     materialize(
                         record, dim, state_lanes, key - table_starts[table],
                         seeds[table], init_kinds[table], init_params[table], numbers[FILL],
