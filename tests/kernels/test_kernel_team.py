@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -54,3 +57,40 @@ def test_an_error_in_one_thread_is_raised():
     assert times.sum() == 10
     marking()(_jit.new_counter(), CHUNKS, times)  # and the next call is as good as any
     assert times.sum() == 10 + CHUNKS
+
+
+PLACES = """
+import os, sys
+from tests.kernels.test_kernel_team import marking, places, CHUNKS, _jit, np
+if sys.argv[1:] == ["one"]:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from sparse_embed.kernels import _team
+times = np.zeros(CHUNKS, np.int64)
+marking()(_jit.new_counter(), CHUNKS, times)
+before = places()
+for _ in range(300):
+    marking()(_jit.new_counter(), CHUNKS, times)
+assert (times == 301).all()
+assert {thread: places()[thread] for thread in before} == before
+assert len(before) > 1
+print(_team._caller_works.value)
+"""
+
+
+def places() -> dict[str, set[int]]:
+    """The processors that each thread of this process may use."""
+    return {thread: os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux do threads part")
+@pytest.mark.parametrize(("layer", "where"), [("tbb", ""), ("workqueue", ""), ("omp", "one")])
+def test_threads_that_part_may_use_the_processors_of_before(layer, where):
+    if layer != "workqueue":
+        pytest.importorskip(f"numba.np.ufunc.{layer}pool", exc_type=ImportError)
+    environment = os.environ | {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PLACES, *([where] if where else [])],
+        env=environment, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ("0" if layer == "workqueue" else "1")
