@@ -7,6 +7,8 @@ is looked up and updated once a block, and not once an interaction.  The loss of
 one of `contrast_losses`, plus reg/2 (|p|^2 + |q|^2) and, once a block, reg/2 |q_m|^2.
 
 Order   within a block from left to right, blocks apart: threads cannot show
+Layout  a tile of a block's interactions goes through its scores, losses and sums together: a
+        negative's sum is read and written once a tile, and lies in registers meanwhile
 """
 
 from __future__ import annotations
@@ -17,15 +19,26 @@ import math
 import numpy as np
 from numba import prange
 
-from sparse_embed.kernels._intrinsics import at, first, row_pointer, stack_f32
-from sparse_embed.kernels._jit import DIGEST, cold_function, cpu_kernel, device_function
+from sparse_embed.kernels._intrinsics import at, first, next_chunk, row_pointer, stack_f32
+from sparse_embed.kernels._jit import (
+    DIGEST,
+    cold_function,
+    cpu_kernel,
+    device_function,
+    team_kernel,
+)
 from sparse_embed.kernels.contrast_losses import cosine_loss, logistic_loss, softmax_loss
+from sparse_embed.kernels.contrast_passes import cosine_passes, logistic_passes, softmax_passes
 from sparse_embed.kernels.interactions import took
+from sparse_embed.kernels.lanes import add_scaled_row, copy_row, store_scaled_row, zero_row
 from sparse_embed.kernels.reduce import dot
+from sparse_embed.kernels.row_dots import row_dots
 
 LOSSES = {"logistic": logistic_loss, "softmax": softmax_loss, "cosine": cosine_loss}
+PASSES = {"logistic": logistic_passes, "softmax": softmax_passes, "cosine": cosine_passes}
 ZERO = np.float32(0)
 ONE = np.float32(1)
+TILE = 16  # interactions whose scores are at hand together
 
 
 @device_function
@@ -58,6 +71,43 @@ def through_unit(gradient, row, length, dim):
         gradient[d] = along_unit(gradient[d], along, row[d], scale)
 
 
+@cold_function
+def add_biases(scores, bias, others, width, number, dim):
+    """scores[m] = (scores[m] + bias) + others[m, dim]"""
+    for m in range(number):
+        scores[m] = scores[m] + bias + others[m * width + dim]
+
+
+@cold_function
+def sum_others(change, g, q, slopes, others, width, number, dim):
+    """change = g q + sum_m slopes[m] others[m]; its last column sums the slopes."""
+    total, slope = stack_f32(dim), g
+    store_scaled_row(total, q, g, dim)
+    for m in range(number):
+        h = slopes[m]
+        if h == ZERO:
+            continue
+        add_scaled_row(total, at(others, m * width), h, dim)
+        slope += h
+    copy_row(change, total, dim)
+    change[dim] = slope
+
+
+@cold_function
+def add_users(into, slopes, step, users, width, count, dim):
+    """into += sum_i slopes[i step] users[i]; the last column adds the slopes."""
+    total, slope = stack_f32(dim), into[dim]
+    copy_row(total, into, dim)
+    for i in range(count):
+        h = slopes[i * step]
+        if h == ZERO:
+            continue
+        add_scaled_row(total, at(users, i * width), h, dim)
+        slope += h
+    copy_row(into, total, dim)
+    into[dim] = slope
+
+
 @functools.cache
 def mark_taken_cpu():
     """kernel(size, users, negatives, indptr, columns, bits, shift, marks)
@@ -87,7 +137,8 @@ def mark_taken_cpu():
 
 @functools.cache
 def contrast_cpu(dim: int, loss_name: str, unit: bool):
-    """kernel(size, a, b, reg, users, items, negatives, marks, item_offsets, offsets, losses)
+    """kernel(size, a, b, reg, users, items, negatives, marks, item_offsets, offsets, counter,
+              losses)
 
     Rows come in, their gradients go out in the same place.
 
@@ -99,100 +150,96 @@ def contrast_cpu(dim: int, loss_name: str, unit: bool):
     marks         (B, M) u1        see `mark_taken_cpu`
     item_offsets  (B,) f4          offset of each taken item (softmax)
     offsets       (N * M,) f4      of each negative
+    counter       `new_counter()`
     losses        (N,) f8          out: sums by block
     """
     digest = DIGEST
-    loss_of = LOSSES[loss_name]
+    width, loss_of = dim + 1, PASSES[loss_name]
 
-    @cold_function
-    def run_block(
-        block, size, a, b, reg, users, items, negatives, marks, item_offsets, offsets, batch, number
-    ):
-        change = stack_f32(dim)
-        scores_of_block = np.empty(number, np.float32)
-        lengths = np.ones(number, np.float32)
-        sums = np.zeros((number, dim + 1), np.float32)
-        scores = first(scores_of_block)
-        loss = 0.0
-        if unit:
-            for m in range(number):
-                lengths[m] = make_unit(row_pointer(negatives, block * number + m), dim)
-        for k in range(block * size, min(batch, (block + 1) * size)):
-            p, q = row_pointer(users, k), row_pointer(items, k)
-            user_length = item_length = ONE
-            score = ZERO
-            if unit:
-                user_length, item_length = make_unit(p, dim), make_unit(q, dim)
-                score = dot(p, q, dim)
-            else:
-                score = dot(p, q, dim) + p[dim] + q[dim]
-            for m in range(number):
-                other = row_pointer(negatives, block * number + m)
-                if unit:
-                    scores[m] = dot(p, other, dim)
-                else:
-                    scores[m] = dot(p, other, dim) + p[dim] + other[dim]
-            second = item_offsets[k] if loss_name == "softmax" else b
-            found, g = loss_of(
-                score, scores, at(first(offsets), block * number), row_pointer(marks, k),
-                number, a, second,
-            )  # fmt: skip
-            loss += found
-            for d in range(dim):
-                change[d] = g * q[d]
-            total = g
-            for m in range(number):
-                h = scores[m]
-                if h == ZERO:
-                    continue
-                other, into = row_pointer(negatives, block * number + m), row_pointer(sums, m)
-                for d in range(dim):
-                    change[d] = change[d] + h * other[d]
-                    into[d] = into[d] + h * p[d]
-                into[dim] = into[dim] + h
-                total += h
-            if unit:
-                along_user, along_item = dot(change, p, dim), g * score
-                user_rate, item_rate = ONE / user_length, ONE / item_length
-                for d in range(dim):
-                    user, item = p[d], q[d]
-                    p[d] = along_unit(change[d], along_user, user, user_rate) + (
-                        reg * user_length * user
-                    )
-                    q[d] = along_unit(g * user, along_item, item, item_rate) + (
-                        reg * item_length * item
-                    )
-                p[dim] = ZERO
-                q[dim] = ZERO
-            else:
-                for d in range(dim):
-                    user, item = p[d], q[d]
-                    p[d] = change[d] + reg * user
-                    q[d] = g * user + reg * item
-                p[dim] = total + reg * p[dim]
-                q[dim] = g + reg * q[dim]
-        for m in range(number):
-            other, total_row = row_pointer(negatives, block * number + m), row_pointer(sums, m)
-            if unit:
-                through_unit(total_row, other, lengths[m], dim)
-                for d in range(dim):
-                    other[d] = total_row[d] + reg * lengths[m] * other[d]
-                other[dim] = ZERO
-            else:
-                for d in range(dim + 1):
-                    other[d] = total_row[d] + reg * other[d]
-        return loss
-
-    @cpu_kernel
+    @team_kernel
     def kernel(
-        size, a, b, reg, users, items, negatives, marks, item_offsets, offsets, losses
+        size, a, b, reg, users, items, negatives, marks, item_offsets, offsets, counter, losses
     ):  # fmt: skip
         _ = digest
         batch, number = users.shape[0], marks.shape[1]
-        for block in prange(losses.shape[0]):
-            losses[block] = run_block(
-                block, size, a, b, reg, users, items, negatives, marks, item_offsets, offsets,
-                batch, number,
-            )  # fmt: skip
+        scores, slopes = np.empty((TILE, number), np.float32), np.empty(TILE, np.float32)
+        terms = np.empty(number, np.float32)
+        own = np.empty(TILE, np.float32)
+        user_lengths, item_lengths = np.ones(TILE, np.float32), np.ones(TILE, np.float32)
+        changes = np.empty((TILE, width), np.float32)
+        lengths, sums = np.ones(number, np.float32), np.empty((number, width), np.float32)
+        while True:
+            block = next_chunk(counter, 0)
+            if block >= losses.shape[0]:
+                break
+            begin, end = block * number, min(batch, (block + 1) * size)
+            others, shifts = row_pointer(negatives, begin), at(first(offsets), begin)
+            for m in range(number):
+                zero_row(row_pointer(sums, m), width)
+                if unit:
+                    lengths[m] = make_unit(row_pointer(negatives, begin + m), dim)
+            loss = 0.0
+            for start in range(block * size, end, TILE):
+                count = min(TILE, end - start)
+                for i in range(count):
+                    p, q = row_pointer(users, start + i), row_pointer(items, start + i)
+                    if unit:
+                        user_lengths[i], item_lengths[i] = make_unit(p, dim), make_unit(q, dim)
+                    own[i] = dot(p, q, dim)
+                    row_dots(row_pointer(scores, i), p, others, width, number, dim)
+                    if not unit:
+                        own[i] = own[i] + p[dim] + q[dim]
+                        add_biases(row_pointer(scores, i), p[dim], others, width, number, dim)
+                for i in range(count):
+                    second = item_offsets[start + i] if loss_name == "softmax" else b
+                    found, slopes[i] = loss_of(
+                        own[i], row_pointer(scores, i), shifts, row_pointer(marks, start + i),
+                        number, a, second, first(terms),
+                    )  # fmt: skip
+                    loss += found
+                for i in range(count):
+                    sum_others(
+                        row_pointer(changes, i), slopes[i], row_pointer(items, start + i),
+                        row_pointer(scores, i), others, width, number, dim,
+                    )  # fmt: skip
+                for m in range(number):
+                    add_users(
+                        row_pointer(sums, m), at(row_pointer(scores, 0), m), number,
+                        row_pointer(users, start), width, count, dim,
+                    )  # fmt: skip
+                for i in range(count):
+                    change, g = row_pointer(changes, i), slopes[i]
+                    p, q = row_pointer(users, start + i), row_pointer(items, start + i)
+                    if unit:
+                        along_user, along_item = dot(change, p, dim), g * own[i]
+                        user_rate, item_rate = ONE / user_lengths[i], ONE / item_lengths[i]
+                        for d in range(dim):
+                            user, item = p[d], q[d]
+                            p[d] = along_unit(change[d], along_user, user, user_rate) + (
+                                reg * user_lengths[i] * user
+                            )
+                            q[d] = along_unit(g * user, along_item, item, item_rate) + (
+                                reg * item_lengths[i] * item
+                            )
+                        p[dim] = ZERO
+                        q[dim] = ZERO
+                    else:
+                        for d in range(dim):
+                            user, item = p[d], q[d]
+                            p[d] = change[d] + reg * user
+                            q[d] = g * user + reg * item
+                        p[dim] = change[dim] + reg * p[dim]
+                        q[dim] = g + reg * q[dim]
+            for m in range(number):
+                other, total = row_pointer(negatives, begin + m), row_pointer(sums, m)
+                if unit:
+                    through_unit(total, other, lengths[m], dim)
+                    for d in range(dim):
+                        other[d] = total[d] + reg * lengths[m] * other[d]
+                    other[dim] = ZERO
+                else:
+                    for d in range(width):
+                        other[d] = total[d] + reg * other[d]
+            losses[block] = loss
 
     return kernel

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sparse_embed.errors import ArgumentError
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import guard_fork, new_counter
 from sparse_embed.kernels.contrast import contrast_cpu
 from sparse_embed.optim import LazyAdam
 from sparse_embed.recommend.base import Common, FactorModel
@@ -116,7 +116,7 @@ class ContrastModel(FactorModel):
         self._gradients(
             self.num_negatives, np.float32(a), np.float32(b), np.float32(self.regularization),
             user_rows, item_rows[: len(items)], item_rows[len(items) :], marks, own, offsets,
-            losses,
+            new_counter(), losses,
         )  # fmt: skip
         if mask is not None:
             user_rows[:, :-1] *= mask

@@ -8,6 +8,7 @@ import scipy.sparse
 
 import sparse_embed as se
 from sparse_embed.errors import ArgumentError
+from sparse_embed.kernels._jit import new_counter
 from sparse_embed.kernels.contrast import contrast_cpu
 from sparse_embed.recommend import BPR, CCL, Logistic, SampledSoftmax, load
 from sparse_embed.recommend.ccl import weight_of
@@ -54,7 +55,7 @@ def test_gradients(name, unit, a, b):
     losses = np.empty(blocks)
     numbers = (np.float32(x) for x in (a, b, 0.01))
     contrast_cpu(DIM, name, unit)(
-        size, *numbers, users, items, negatives, marks, own, offsets, losses
+        size, *numbers, users, items, negatives, marks, own, offsets, new_counter(), losses
     )
     np.testing.assert_allclose(losses.sum(), loss, rtol=1e-5)
     for found, wanted in zip((users, items, negatives), expected, strict=True):
