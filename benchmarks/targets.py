@@ -62,6 +62,8 @@ GOALS = (
     Goal("list[str]", "keys", r"^list\[str\] to", r"hash loop$", 1.8),
     Goal("strings to pooled vectors", "keys", "^strings to pooled", "^thinc with", 4),
     Goal("out-of-vocabulary vectors", "keys", "out-of-vocabulary", "^fastText", 10),
+    Goal("BPR, equal quality", "recommend", "equal quality", "^implicit$", 2),
+    Goal("BPR, equal epochs", "recommend", "equal epochs", "^implicit$", 2),
     Goal("GPU bags, of the copy's rate", "cuda", "^bags on a GPU", "^copy$", 0.6),
     Goal("GPU bags, torch", "cuda", "^bags on a GPU", "^torch$", 1.0),
     Goal("GPU bags, FBGEMM", "cuda", "^bags on a GPU", "^FBGEMM$", 0.9),
