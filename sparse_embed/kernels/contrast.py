@@ -17,18 +17,17 @@ import functools
 import math
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._intrinsics import at, first, next_chunk, row_pointer, stack_f32
 from sparse_embed.kernels._jit import (
     DIGEST,
     cold_function,
-    cpu_kernel,
     device_function,
     team_kernel,
 )
 from sparse_embed.kernels.contrast_losses import cosine_loss, logistic_loss, softmax_loss
 from sparse_embed.kernels.contrast_passes import cosine_passes, logistic_passes, softmax_passes
+from sparse_embed.kernels.draws import GOLDEN
 from sparse_embed.kernels.interactions import took
 from sparse_embed.kernels.lanes import add_scaled_row, copy_row, store_scaled_row, zero_row
 from sparse_embed.kernels.reduce import dot
@@ -38,6 +37,8 @@ LOSSES = {"logistic": logistic_loss, "softmax": softmax_loss, "cosine": cosine_l
 PASSES = {"logistic": logistic_passes, "softmax": softmax_passes, "cosine": cosine_passes}
 ZERO = np.float32(0)
 ONE = np.float32(1)
+_DRAWERS = 32
+_MANY = 8  # items, for each negative: more than that are searched
 TILE = 16  # interactions whose scores are at hand together
 
 
@@ -108,29 +109,63 @@ def add_users(into, slopes, step, users, width, count, dim):
     into[dim] = slope
 
 
+@device_function
+def drawer(column, shift):
+    """Which list of a block's negatives a column would be in (int64; shift: uint64)."""
+    return np.int64((np.uint64(column) * GOLDEN) >> shift)
+
+
 @functools.cache
 def mark_taken_cpu():
-    """kernel(size, users, negatives, indptr, columns, bits, shift, marks)
+    """kernel(size, users, negatives, indptr, columns, bits, shift, counter, marks)
+
+    A user's items are looked up among the negatives, in `_DRAWERS` short lists for each of them;
+    of a user with many, the negatives among the items.
 
     size         int         interactions of a block
     users        (B,) i8
     negatives    (N, M) i8   positions in the catalogue, by block
     indptr, columns, bits, shift   what users took: see `interactions`
-    marks        (B, M) u1   out: 1 where the user took it
+    counter      `new_counter()`
+    marks        (B, M) u1   in: zeros; out: 1 where the user took it
     """
     digest = DIGEST
 
-    @cpu_kernel
-    def kernel(size, users, negatives, indptr, columns, bits, shift, marks):
+    @team_kernel
+    def kernel(size, users, negatives, indptr, columns, bits, shift, counter, marks):
         _ = digest
-        batch = users.shape[0]
-        for block in prange(negatives.shape[0]):
+        batch, (blocks, number) = users.shape[0], negatives.shape
+        logarithm = 6
+        while (1 << logarithm) < _DRAWERS * number:
+            logarithm += 1
+        turn = np.uint64(64 - logarithm)
+        heads_of, after_of = np.full(1 << logarithm, -1, np.int32), np.empty(number, np.int32)
+        heads, after, column = first(heads_of), first(after_of), first(columns)
+        while True:
+            block = next_chunk(counter, 0)
+            if block >= blocks:
+                break
+            other = row_pointer(negatives, block)
+            for m in range(number):
+                place = drawer(other[m], turn)
+                after[m] = heads[place]
+                heads[place] = m
             for k in range(block * size, min(batch, (block + 1) * size)):
-                user = users[k]
+                user, mark = users[k], row_pointer(marks, k)
                 low, high = indptr[user], indptr[user + 1]
-                for m in range(negatives.shape[1]):
-                    taken = took(user, negatives[block, m], columns, low, high, bits, shift)
-                    marks[k, m] = 1 if taken else 0
+                if high - low > _MANY * number:
+                    for m in range(number):
+                        if took(user, other[m], columns, low, high, bits, shift):
+                            mark[m] = 1
+                    continue
+                for j in range(low, high):
+                    m = heads[drawer(column[j], turn)]
+                    while m >= 0:
+                        if other[m] == column[j]:
+                            mark[m] = 1
+                        m = after[m]
+            for m in range(number):
+                heads[drawer(other[m], turn)] = -1
 
     return kernel
 

@@ -11,7 +11,7 @@ import scipy.sparse
 
 from sparse_embed._typing import IndexArray
 from sparse_embed.errors import ArgumentError
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import guard_fork, new_counter
 from sparse_embed.kernels.contrast import mark_taken_cpu
 from sparse_embed.kernels.draws import alias_table_cpu
 from sparse_embed.kernels.interactions import (
@@ -246,11 +246,12 @@ class Sampler:
     def marks(self, users: IndexArray, columns: IndexArray) -> npt.NDArray[np.uint8]:
         """(B, M): did the user take the negative of its block?"""
         guard_fork()
-        marks = np.empty((len(users), columns.shape[1]), np.uint8)
+        marks = np.zeros((len(users), columns.shape[1]), np.uint8)
         data = self.interactions
         mark_taken_cpu()(
-            self.block, users, columns, data.indptr, data.columns, self.bits, self.shift, marks
-        )
+            self.block, users, columns, data.indptr, data.columns, self.bits, self.shift,
+            new_counter(), marks,
+        )  # fmt: skip
         return marks
 
     def key(self, epoch: int) -> np.uint64:
