@@ -7,6 +7,7 @@ theirs is reported beside it.
     equal epochs     the same number of visits of every interaction, each at its own defaults
     equal quality    theirs at the learning rate and number of epochs of a grid with the best
                      recall@20; ours in the fewest epochs that reach it, all else at its defaults
+                     (where none do, in those that come nearest: the facts say so)
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from benchmarks.harness import OURS, Case, Competitor, Disagreement, Settings, g
 from sparse_embed.recommend import BPR, Popularity, evaluate, leave_one_out
 
 # Theirs, and our epochs: what the race at equal quality chooses from.
-RATES, ITERATIONS, EPOCHS = (0.01, 0.03, 0.1), (25, 50, 100), (5, 10, 15, 20, 30, 40, 60, 80, 100)
+RATES, ITERATIONS = (0.01, 0.03, 0.1), (10, 25, 50, 100)
+EPOCHS = (5, 10, 15, 20, 30, 40, 60, 80, 100)
 
 ABOUT = "a fit of BPR, and top-k lists; implicit"
 
@@ -138,17 +140,18 @@ def _quality(settings: Settings, train: Any, test: Any) -> Iterator[Case]:
         ours[visits] = evaluate(model, train, test, k=20)["recall@20"]
         if ours[visits] >= wanted:
             break
-    else:
-        raise Disagreement(f"recall@20: {wanted:.4f} of implicit, never reached by ours: {ours}")
+    chosen = max(ours, key=lambda visits: ours[visits])
     competitors = [
-        Competitor(OURS, lambda i: BPR(embedding_dim=64, epochs=visits, seed=i).fit(train)),
+        Competitor(OURS, lambda i: BPR(embedding_dim=64, epochs=chosen, seed=i).fit(train)),
         Competitor("implicit", lambda i: _implicit(count, rate).fit(matrix, show_progress=False)),
     ]
     case = race(name, competitors, settings.count(3, 1), warmup=0)
     case.facts = {
+        "wanted": wanted,
+        "reached": ours[chosen],
         "implicit, recall@20": {f"{n} at {lr:g}": x for (n, lr), x in theirs.items()},
         "ours, recall@20": {f"{n} epochs": x for n, x in ours.items()},
-    } | _speeds(case, {OURS: visits * train.nnz, "implicit": count * train.nnz})
+    } | _speeds(case, {OURS: chosen * train.nnz, "implicit": count * train.nnz})
     yield case
 
 
