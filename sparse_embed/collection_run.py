@@ -27,6 +27,30 @@ from sparse_embed.storage.store import StoreCore
 
 _MOST_KEYS = 2**62
 _ARRAYS = ("indices", "offsets", "per_sample_weights")  # the first arguments of a batch
+_NO_SCALARS: FloatArray = np.zeros(9, np.float32)
+
+
+class Columns(Sequence[FloatArray]):
+    """The columns of each feature in one matrix (B, output_dim): views, made when asked for.
+
+    starts: (F + 1,) first column of each feature.
+    """
+
+    def __init__(self, matrix: FloatArray, starts: IndexArray) -> None:
+        self._matrix = matrix
+        self._starts = starts
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, f: Any) -> Any:
+        begin, end = self._starts[f : f + 2]
+        return self._matrix[:, begin:end]
+
+    def places(self) -> tuple[IndexArray, IndexArray]:
+        """As the function of this name."""
+        at = ops_many.address(self._matrix) + self._matrix.itemsize * self._starts[:-1]
+        return at, np.full(len(at), self._matrix.strides[0])
 
 
 class ManyExecution:
@@ -64,6 +88,7 @@ class ManyExecution:
         self.key_starts: IndexArray = starts.astype(np.int64)
         self.features = self._describe_features(rows)
         self.dims = tuple(sorted({run.dim for run in self.runs}))
+        self._columns = np.concatenate([[0], np.cumsum(self.features.dims)])
         self._groups = self._cut_groups([names[t] for t in order])
         self._where = np.zeros((len(runs), ops_many.FIELDS), np.int64)
         self._seen: list[tuple[object, object, object]] = [(None, None, None)] * len(runs)
@@ -120,7 +145,8 @@ class ManyExecution:
         if not isinstance(grad, Mapping):
             refuse_device_array("grad", grad)
             shape = (size, sum(dims))
-            return self.split(_validate.as_grad(grad, shape, check_finite=check_finite), dims)
+            matrix = _validate.as_grad(grad, shape, check_finite=check_finite)
+            return Columns(matrix, self._columns)
         if set(grad) != set(names):
             raise ArgumentError(f"grad: expected the features {list(names)}, got {list(grad)}")
         return [
@@ -205,9 +231,8 @@ class ManyExecution:
 
     def pooled(self, batch: Any, width: int) -> Any:
         """(B, width): the bags of all features side by side."""
-        dims = [self.runs[t].dim for t in self.table_of]
         out = np.empty((batch.batch_size, width), np.float32)
-        self.lookup(batch, self.split(out, dims))
+        self.lookup(batch, Columns(out, self._columns))
         return out
 
     def lookup(self, batch: KeyedBatch, outs: Sequence[FloatArray]) -> None:
@@ -273,7 +298,7 @@ class ManyExecution:
 
     def _scalars(self, tables: Iterable[int]) -> FloatArray:
         """(T, 9): what the optimizers need at this step."""
-        rows: FloatArray = np.zeros((len(self.runs), 9), np.float32)
+        rows = [_NO_SCALARS] * len(self.runs)
         known: dict[tuple[int, int, float], FloatArray] = {}
         for t in tables:
             optimizer, table = self._optimizers[t], self.runs[t].table
@@ -282,7 +307,7 @@ class ManyExecution:
             if key not in known:
                 known[key] = optimizer.scalars(table.step + 1, table.lr)
             rows[t] = known[key]
-        return rows
+        return np.array(rows)
 
     def _update_alone(self, batch: KeyedBatch, grads: Sequence[FloatArray], t: int) -> None:
         optimizer = self.runs[t].optimizer
@@ -309,5 +334,7 @@ def _is_plain(run: Execution, records: AnyArray) -> bool:
 
 def places(arrays: Sequence[FloatArray]) -> tuple[IndexArray, IndexArray]:
     """Address of the first row, and bytes from row to row, of each array."""
+    if isinstance(arrays, Columns):
+        return arrays.places()
     at = np.array([ops_many.address(array) for array in arrays], np.int64)
     return at, np.array([array.strides[0] for array in arrays], np.int64)
