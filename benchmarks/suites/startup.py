@@ -45,6 +45,7 @@ part("first hashing of strings", lambda: se.KeyHasher(1000)(["a", "b"]))
 marks["from start to a trained batch"] = clock() - begin
 memory = None
 if os.path.exists("/proc/self/status"):
+    del table, bags
     before = resident()
     table = se.EmbeddingTable.create(None, num_embeddings=10**9, embedding_dim=64,
                                      optimizer=se.LazyAdam(), cache_bytes=1 << 30)

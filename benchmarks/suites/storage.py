@@ -48,9 +48,14 @@ def run(settings: Settings) -> Iterator[Case]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _weights() -> Any:
+    """What `_fill` writes, again and again."""
+    return np.random.default_rng(1).standard_normal((1 << 16, _DIM)).astype(np.float32)
+
+
 def _fill(table: se.EmbeddingTable) -> None:
     """Give every row a record, through the public door."""
-    block = np.random.default_rng(1).standard_normal((1 << 16, _DIM)).astype(np.float32)
+    block = _weights()
     for begin in range(0, table.num_embeddings, len(block)):
         stop = min(begin + len(block), table.num_embeddings)
         table.assign(np.arange(begin, stop), block[: stop - begin])
@@ -83,6 +88,8 @@ def _warm(settings: Settings, path: Path, rows: int) -> Iterator[Case]:
             Competitor(name, _stepper(table, batches, offsets, grad))
             for name, table in sides.items()
         ]
+        for competitor in competitors:  # which trains both from the same rows
+            competitor.run(0)
         expected = [table.lookup(batches[0], offsets) for table in sides.values()]
         gate([Competitor("in a file", print, lambda e=expected: e[1])], expected[0], 0.0, work.name)
         # Several rounds first: the first change of a row after a commit marks it.
@@ -151,6 +158,11 @@ def _cold(settings: Settings, path: Path, rows: int) -> Case:
     rng = np.random.default_rng(6)
     opened: list[se.EmbeddingTable] = []
 
+    some = rng.choice(rows, 100, replace=False)
+    with se.EmbeddingTable.open(path, "r") as table:
+        found = Competitor("sparse_embed", print, lambda: table.lookup(some))
+        gate([found], _weights()[some & 0xFFFF], 0.0, "cold")
+
     def reopen(_: int) -> None:
         for table in opened:
             table.close(checkpoint=False)
@@ -183,6 +195,9 @@ def _larger(settings: Settings, path: Path, rows: int, alpha: float, train: bool
     unique = [np.unique(batch) for batch in batches]
     grad = np.full((work.batch_size, _DIM), 1e-3, np.float32)
     misses: list[int] = []
+    sums = _weights()[batches[0] & 0xFFFF].astype(np.float64).reshape(-1, work.bag_size, _DIM)
+    found = Competitor("sparse_embed", print, lambda: table.lookup(batches[0], offsets, mode="sum"))
+    gate([found], sums.sum(axis=1), 1e-4, work.name)
 
     def steps(i: int) -> None:
         missing = 0
