@@ -109,11 +109,12 @@ def test_items_are_drawn_by_popularity_to_the_power(power):
     assert (abs(found - expected) < 6 * np.sqrt(expected)).all()
 
 
-def test_shared_negatives_depend_on_their_block_alone(taken):
+@pytest.mark.parametrize("number", [1, 5, 200])  # users with many items for each; repeated ones
+def test_shared_negatives_depend_on_their_block_alone(taken, number):
     draw = Sampler(Interactions.from_csr(scipy.sparse.csr_array(taken)), 0, 0.5, block=8)
-    whole = draw.shared(2, 0, 300, 5)
-    assert whole.shape == (38, 5)
-    np.testing.assert_array_equal(draw.shared(2, 64, 100, 5), whole[8:13])
+    whole = draw.shared(2, 0, 300, number)
+    assert whole.shape == (38, number)
+    np.testing.assert_array_equal(draw.shared(2, 64, 100, number), whole[8:13])
     users, items, columns = draw.pairs(2, 64, 100)
     catalogue = draw.interactions.catalogue
     np.testing.assert_array_equal(catalogue[columns], items)
