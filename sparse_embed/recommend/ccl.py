@@ -36,7 +36,9 @@ class CCL(ContrastModel):
 
     One weight for all data does not do: 100, good on citeulike-a (459 items not taken for each
     one taken; recall@20 of 0.27), pushed away what is popular on MovieLens 100k (15 for one): 0.17
-    there, and 0.32 with the weight of 4 that the rule gives.
+    there, and 0.32 with the weight of 4 that the rule gives.  On data without groups of like items,
+    drawn from a dot-product model (8,000 x 9,600, 0.3 % taken), the defaults reach 0.064 where
+    those of SampledSoftmax reach 0.168: compare the two before choosing this one.
 
     References:
         Mao, Zhu, Wang, Dai, Dong, Xiao, He: SimpleX: A Simple and Strong Baseline for
