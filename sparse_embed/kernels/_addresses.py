@@ -12,7 +12,7 @@ from __future__ import annotations
 from numba import types
 from numba.extending import intrinsic
 
-from sparse_embed.kernels._intrinsics import _prefetch_lines
+from sparse_embed.kernels._intrinsics import prefetch_lines
 from sparse_embed.kernels._jit import device_function
 
 
@@ -36,4 +36,4 @@ i64_at = _pointer_maker(types.int64)
 @device_function
 def prefetch_at(address, lanes, write):
     """Ask for the first `lanes` float32 at an address; `lanes` and `write` are compile-time."""
-    _prefetch_lines(f32_at(address), lanes, write)
+    prefetch_lines(f32_at(address), lanes, write)

@@ -8,6 +8,7 @@
     prefetch_read(p), _write(p)   ask for one cache line; never faults, whatever the address
     bits(x), from_bits(u)         float32 <-> uint32, the same 32 bits
     next_chunk(counter, i)        counter[i], then counter[i] += 1, atomically (int64 array)
+    prefetch_lines(p, n, write)   the lines of n float32; n a compile-time int
     prefetch(matrix, row, write)  the first cache line of a row
     unlikely(condition)           the condition; what it guards is moved out of the loop's way
 
@@ -172,9 +173,11 @@ def prefetch(matrix, row, write):
 
 
 @intrinsic
-def _prefetch_lines(typing_context, pointer, lanes, write):
+def prefetch_lines(typing_context, pointer, lanes, write):
+    """Ask for the cache lines of `lanes` float32 from `pointer` on, 16 lines at the most; `write`
+    is 0 or 1, and both are compile-time ints."""
     if not isinstance(lanes, types.IntegerLiteral):
-        raise numba.errors.RequireLiteralValue("prefetch_row: `lanes` must be a compile-time int")
+        raise numba.errors.RequireLiteralValue("prefetch: `lanes` must be a compile-time int")
     lines = min(-(-lanes.literal_value // 16), 16)
 
     def codegen(context, builder, sig, args):
@@ -193,13 +196,13 @@ def prefetch_row(matrix, row, lanes):
     `lanes` is a compile-time int.  Further lines are left to the hardware: it has seen the stream
     by then.
     """
-    _prefetch_lines(row_pointer(matrix, row), lanes, 0)
+    prefetch_lines(row_pointer(matrix, row), lanes, 0)
 
 
 @device_function
 def prefetch_row_write(matrix, row, lanes):
     """As `prefetch_row`, for a row that will be written."""
-    _prefetch_lines(row_pointer(matrix, row), lanes, 1)
+    prefetch_lines(row_pointer(matrix, row), lanes, 1)
 
 
 @intrinsic

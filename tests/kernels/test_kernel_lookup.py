@@ -13,8 +13,8 @@ BATCHES = batches()
 MODES = ("sum", "mean", "sqrtn", "max")
 
 
-def _check(batch, dim):
-    rec = records(batch.num_embeddings, dim)
+def _check(batch, dim, **made):
+    rec = records(batch.num_embeddings, dim, **made)
     args = (rec, batch.slots, batch.indices)
     assert_same_bits(
         ops.lookup(*args, batch.padding_idx), reference.lookup(*args, batch.padding_idx)
@@ -35,6 +35,13 @@ def test_equals_reference(batch):
 @pytest.mark.parametrize("dim", DIMS)
 def test_equals_reference_for_every_dim(dim):
     _check(next(batch for batch in BATCHES if batch.name == "weighted, padding -1"), dim)
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+@pytest.mark.parametrize("virgin", [0.0, 0.02])
+def test_rows_that_take_several_passes(batch, virgin):
+    """With a virgin row in it, a bag is summed a row at a time."""
+    _check(batch, 257, virgin=virgin)
 
 
 def test_many_chunks():
