@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from sparse_embed import results
 from sparse_embed._typing import (
     METRICS,
     MODES,
@@ -187,7 +188,7 @@ def lookup(rec: Records, slots: IndexArray, indices: IndexArray, padding_idx: in
         (L, D) float32; zeros at padded positions.
     """
     guard_fork()
-    out = np.empty((len(indices), rec.dim), np.float32)
+    out = results.empty(len(indices), rec.dim)
     _lookup.gather_cpu(rec.dim, rec.precision.dtype)(
         rec.records, slots, indices, padding_idx, *rec.init_args, new_counter(), out
     )
@@ -214,7 +215,7 @@ def lookup_bags(
         OutsideError: an index is outside [0, limit).
     """
     guard_fork()
-    out = np.empty((len(offsets) - 1, rec.dim), np.float32)
+    out = results.empty(len(offsets) - 1, rec.dim)
     if bounds is None:
         bounds = _plan.cut_bags(offsets, _lookup.CHUNK)
     dtype = rec.precision.dtype

@@ -18,7 +18,7 @@ PACKAGE = Path(se.__file__).parent
 
 LAYERS = [
     {"errors", "_typing"},
-    {"kernels"},
+    {"kernels", "results"},
     {"device", "device_order", "device_scan"},
     {"_validate", "dtypes", "initializers", "optim", "reference"}
     | {"reference_formats", "reference_hashes", "reference_layers"},
