@@ -104,6 +104,7 @@ def test_what_an_older_segment_left_is_no_unfinished_commit(tmp_path, twin):
 def test_nothing_is_written_to_what_a_reader_needs(tmp_path, twin, sound):
     store = create(tmp_path / "m")
     train(store, 1, 3)
+    store._core.finish_flight(wait=True)  # the reader finds commit 3
     reader = open_store(tmp_path / "m", "r")
     if not sound:
         store._core.journal.may_reuse = lambda: True
@@ -147,6 +148,7 @@ def test_spare_files_make_room_on_a_full_disk(tmp_path, twin, inject):
     train(store, 13, 14)
     while not spares(tmp_path / "m"):
         train(store, store.last_commit + 1, store.last_commit + 1)
+    store._core.finish_flight(wait=True)
     last = store.last_commit
     refused = []
 
