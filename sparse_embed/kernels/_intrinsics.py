@@ -6,6 +6,7 @@
     at(p, lanes)                  the pointer `lanes` further
     stack_f32(count)              pointer to `count` float32 on the stack; a compile-time count
     prefetch_read(p), _write(p)   ask for one cache line; never faults, whatever the address
+    stream_4(to, p)               copy four words past the caches; `streams_done` before others look
     bits(x), from_bits(u)         float32 <-> uint32, the same 32 bits
     next_chunk(counter, i)        counter[i], then counter[i] += 1, atomically (int64 array)
     prefetch_lines(p, n, write)   the lines of n float32; n a compile-time int
@@ -111,6 +112,34 @@ def prefetch_write(typing_context, pointer):
         return context.get_dummy_value()
 
     return types.void(pointer), codegen
+
+
+@intrinsic
+def stream_4(typing_context, to, source):
+    """Copy four uint64 past the caches, which memory that is only written need not go through.
+
+    `to` is a multiple of 32.  Other threads see it for sure after `streams_done`.
+    """
+
+    def codegen(context, builder, sig, args):
+        kind = ir.VectorType(ir.IntType(64), 4).as_pointer()
+        value = builder.load(builder.bitcast(args[1], kind), align=8)
+        store = builder.store(value, builder.bitcast(args[0], kind), align=32)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.void(to, source), codegen
+
+
+@intrinsic
+def streams_done(typing_context):
+    """What this thread streamed is in memory."""
+
+    def codegen(context, builder, sig, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic

@@ -30,13 +30,34 @@ def _rotl(x, r):
 
 
 @device_function
-def _round(acc, word):
+def round_of(acc, word):
+    """A lane after one more word."""
     return _rotl(acc + word * _P2, 31) * _P1
 
 
 @device_function
 def _merge(h, acc):
-    return (h ^ _round(_ZERO, acc)) * _P1 + _P4
+    return (h ^ round_of(_ZERO, acc)) * _P1 + _P4
+
+
+@device_function
+def start(seed):
+    """The four lanes before the first stripe of four words."""
+    return seed + _P1 + _P2, seed + _P2, seed, seed - _P1
+
+
+@device_function
+def merged(a, b, c, d):
+    """The four lanes after the last stripe, as one."""
+    h = _rotl(a, 1) + _rotl(b, 7) + _rotl(c, 12) + _rotl(d, 18)
+    return _merge(_merge(_merge(_merge(h, a), b), c), d)
+
+
+@device_function
+def avalanche(h):
+    h = (h ^ (h >> np.uint64(33))) * _P2
+    h = (h ^ (h >> np.uint64(29))) * _P3
+    return h ^ (h >> np.uint64(32))
 
 
 @device_function
@@ -44,24 +65,21 @@ def _xxh64(words, begin, end, seed):
     n = end - begin
     i = begin
     if n >= 4:
-        a, b, c, d = seed + _P1 + _P2, seed + _P2, seed, seed - _P1
+        a, b, c, d = start(seed)
         while i + 4 <= end:
-            a = _round(a, words[i])
-            b = _round(b, words[i + 1])
-            c = _round(c, words[i + 2])
-            d = _round(d, words[i + 3])
+            a = round_of(a, words[i])
+            b = round_of(b, words[i + 1])
+            c = round_of(c, words[i + 2])
+            d = round_of(d, words[i + 3])
             i += 4
-        h = _rotl(a, 1) + _rotl(b, 7) + _rotl(c, 12) + _rotl(d, 18)
-        h = _merge(_merge(_merge(_merge(h, a), b), c), d)
+        h = merged(a, b, c, d)
     else:
         h = seed + _P5
     h = h + np.uint64(n) * _EIGHT
     while i < end:
-        h = _rotl(h ^ _round(_ZERO, words[i]), 27) * _P1 + _P4
+        h = _rotl(h ^ round_of(_ZERO, words[i]), 27) * _P1 + _P4
         i += 1
-    h = (h ^ (h >> np.uint64(33))) * _P2
-    h = (h ^ (h >> np.uint64(29))) * _P3
-    return h ^ (h >> np.uint64(32))
+    return avalanche(h)
 
 
 @functools.cache

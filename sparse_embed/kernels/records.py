@@ -13,8 +13,18 @@ import functools
 
 import numpy as np
 
-from sparse_embed.kernels._intrinsics import next_chunk, prefetch
+from sparse_embed.kernels._intrinsics import (
+    at,
+    first,
+    next_chunk,
+    prefetch,
+    prefetch_read,
+    row_pointer,
+    stream_4,
+    streams_done,
+)
 from sparse_embed.kernels._jit import DIGEST, serial_kernel, team_kernel
+from sparse_embed.kernels.checksum import avalanche, merged, round_of, start
 
 DIRTY = np.uint8(1)
 INFLIGHT = np.uint8(2)
@@ -30,7 +40,11 @@ _ONE = np.uint64(1)
 _SIX = np.int64(6)
 _MASK6 = np.int64(63)
 _CHUNKS = 32
+FLAGS_A_CHUNK = 1 << 14
 _AHEAD = 8
+_SOON = 4  # records ahead of which all lines are asked for
+_LINES = 16  # at the most; the hardware has seen the stream by then
+_BYTES = np.uint64(8)
 
 
 @functools.cache
@@ -58,6 +72,54 @@ def gather_records_cpu():
 
 
 @functools.cache
+def gather_blocks_cpu():
+    digest = DIGEST
+
+    @team_kernel
+    def gather_blocks(words, slots, begin, seed, counter, out, digests):
+        """out = the words of records[slots], one behind the other, from word `begin` of them on;
+        digests[b] = XXH64 of the b-th of as many equal parts of `out`.
+
+        words (S, W / 2) u8: the records, a multiple of four words each, as `begin` and the parts
+        are.  One pass over memory: 1.8 times as fast as the copy and then the digests.
+        """
+        digest  # noqa: B018
+        width, n = words.shape[1], slots.shape[0]
+        size = out.shape[0] // digests.shape[0]
+        lines = min((width + 7) // 8, _LINES)
+        base = first(out)
+        while True:
+            block = next_chunk(counter, 0)
+            if block >= digests.shape[0]:
+                break
+            i = (begin + block * size) // width
+            w = (begin + block * size) - i * width  # of record i's words come before this part
+            to = at(base, block * size)
+            left = size
+            a, b, c, d = start(seed)
+            while left > 0:
+                if i + _SOON < n:
+                    soon = row_pointer(words, slots[i + _SOON])
+                    for line in range(lines):
+                        prefetch_read(at(soon, 8 * line))
+                source = at(row_pointer(words, slots[i]), w)
+                count = min(width - w, left)
+                for k in range(0, count, 4):
+                    four = at(source, k)
+                    stream_4(at(to, k), four)
+                    a, b = round_of(a, four[0]), round_of(b, four[1])
+                    c, d = round_of(c, four[2]), round_of(d, four[3])
+                to = at(to, count)
+                left -= count
+                i += 1
+                w = np.int64(0)
+            digests[block] = avalanche(merged(a, b, c, d) + np.uint64(size) * _BYTES)
+            streams_done()
+
+    return gather_blocks
+
+
+@functools.cache
 def scatter_records_cpu():
     digest = DIGEST
 
@@ -80,21 +142,67 @@ def scatter_records_cpu():
 
 
 @functools.cache
-def select_flagged_cpu():
+def move_records_serial():
     digest = DIGEST
 
     @serial_kernel
-    def select_flagged(flags, limit, want, slots):
-        """Slots below `limit` with any flag of `want`, ascending; counts all, stores what fits."""
+    def move_records(source, begins, target, places, width):
+        """target[places[i] + d] = source[begins[i] + d] for d < width, for a background thread.
+
+        source, target (words,) f4 · begins, places (n,) i8: of word 0 of each record
+        """
         digest  # noqa: B018
-        n = 0
-        room = slots.shape[0]
-        for s in range(limit):
-            if flags[s] & want:
-                if n < room:
-                    slots[n] = s
-                n += 1
-        return n
+        for i in range(begins.shape[0]):
+            s, t = begins[i], places[i]
+            for d in range(width):
+                target[t + d] = source[s + d]
+
+    return move_records
+
+
+@functools.cache
+def count_flagged_cpu():
+    digest = DIGEST
+    size = FLAGS_A_CHUNK
+
+    @team_kernel
+    def count_flagged(flags, limit, want, counter, counts):
+        """counts[c] = how many slots of chunk c, all below `limit`, have any flag of `want`."""
+        digest  # noqa: B018
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= counts.shape[0]:
+                break
+            count = np.int64(0)
+            for s in range(c * size, min((c + 1) * size, limit)):
+                count += (flags[s] & want) != 0
+            counts[c] = count
+
+    return count_flagged
+
+
+@functools.cache
+def select_flagged_cpu():
+    digest = DIGEST
+    size = FLAGS_A_CHUNK
+
+    @team_kernel
+    def select_flagged(flags, want, ends, counter, slots):
+        """The slots with any flag of `want`, ascending; ends (chunks,): running sum of the counts.
+
+        Without branches: flags of a training step are as good as random.
+        """
+        digest  # noqa: B018
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= ends.shape[0]:
+                break
+            n = ends[c - 1] if c else np.int64(0)
+            s = c * size
+            while n < ends[c]:
+                slots[n] = s
+                n += (flags[s] & want) != 0
+                s += 1
 
     return select_flagged
 

@@ -81,6 +81,10 @@ class DeviceSlots(Slots):
 
     # ---- records and flags ----------------------------------------------------------------------
 
+    @property
+    def in_blocks(self) -> bool:
+        return False
+
     def gather(self, slots: Int64, out: Floats) -> None:
         self._beside.join()
         self._moving.gather(slots, out)

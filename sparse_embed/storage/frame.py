@@ -167,6 +167,10 @@ class FrameDigest:
         kernel(data.view(np.uint64), DIGEST_BLOCK // 8, self._salt, digests, new_counter())
         self._parts.append(digests)
 
+    def add(self, digests: NDArray[np.uint64]) -> None:
+        """Of the next blocks, taken elsewhere."""
+        self._parts.append(digests)
+
     def value(self) -> int:
         parts = np.concatenate(self._parts) if self._parts else np.empty(0, np.uint64)
         return int(xxh64_cpu()(parts, self._salt))

@@ -6,7 +6,6 @@ meanwhile.  Nothing depends on the order of the writes: the sync behind the last
 
 from __future__ import annotations
 
-import mmap
 from queue import SimpleQueue
 
 import numpy as np
@@ -23,6 +22,7 @@ from sparse_embed.storage.frame import (
     align,
     trailer,
 )
+from sparse_embed.storage.fresh_memory import fresh_memory
 
 CHUNK = 8 << 20  # written at a time
 WRITERS = 2  # chunks on their way at one time: a disk does more of them at once
@@ -32,19 +32,17 @@ class Staging:
     """One recycled, page-aligned buffer for frames on their way to disk."""
 
     def __init__(self) -> None:
-        self._map: mmap.mmap | None = None
         self.bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def reserve(self, size: int) -> NDArray[np.uint8]:
-        """At least `size` bytes, rounded up to whole digest blocks."""
-        size = align(max(size, CHUNK), DIGEST_BLOCK)
+        """`size` bytes, rounded up to whole chunks."""
+        size = align(max(size, CHUNK), CHUNK)
         if self.bytes.size < size:
             self.bytes = np.empty(0, np.uint8)
-            self._map = mmap.mmap(-1, size)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                self._map.madvise(mmap.MADV_HUGEPAGE)
-            self.bytes = np.frombuffer(self._map, np.uint8)
-        return self.bytes
+            # A quarter more, which costs nothing until a frame needs it: frames are rarely of one
+            # size, and memory had anew takes longer than filling it.
+            self.bytes = np.frombuffer(fresh_memory(align(size + size // 4, CHUNK)), np.uint8)
+        return self.bytes[:size]
 
 
 class FrameWriter:
@@ -65,6 +63,7 @@ class FrameWriter:
         self._what = what
         self._begin = 0  # of the chunk that is filled
         self._filled = 0
+        self._digested = 0  # of what is filled
         self._sent = 0
         self._digest = FrameDigest(header.salt)
         self._queue: SimpleQueue[tuple[int, int, int] | None] = SimpleQueue()  # begin, size, to
@@ -95,19 +94,45 @@ class FrameWriter:
     def room(self) -> NDArray[np.uint8]:
         """The free part of the chunk, never empty; call `advance` with what was filled."""
         if self._filled == self._chunk:
-            self._digest.update(self._data(self._chunk))
+            self._take_digest()
             self._send()
         return self._data(self._chunk)[self._filled :]
 
     def advance(self, count: int) -> None:
         self._filled += count
 
+    @property
+    def salt(self) -> np.uint64:
+        """The seed of digests."""
+        return np.uint64(self._header.salt)
+
+    @property
+    def to_block(self) -> int:
+        """How many bytes are missing to the end of a digest block."""
+        return DIGEST_BLOCK - self._filled % DIGEST_BLOCK
+
+    def blocks(self, most: int) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+        """Free whole digest blocks of at most so many bytes, and a place for the digest of each;
+        none unless the next byte begins one.  Call `advance_blocks` when both are filled."""
+        room = self.room()
+        count = 0 if self._filled % DIGEST_BLOCK else min(room.size, most) // DIGEST_BLOCK
+        return room[: count * DIGEST_BLOCK], np.empty(count, np.uint64)
+
+    def advance_blocks(self, digests: NDArray[np.uint64]) -> None:
+        self._take_digest()
+        self._digest.add(digests)
+        self._filled += digests.size * DIGEST_BLOCK
+        self._digested = self._filled
+
+    def _take_digest(self, parallel: bool = True) -> None:
+        self._digest.update(self._data(self._filled)[self._digested :], parallel)
+        self._digested = self._filled
+
     def finish(self, parallel: bool) -> int:
         """Write what is left, the trailer and the padding; returns the frame's digest."""
         if self._sent + self._filled != self._header.frame_bytes - TRAILER:
             raise AssertionError("a frame was not filled as planned")
-        data = self._data(self._filled)
-        self._digest.update(data, parallel)
+        self._take_digest(parallel)
         digest = self._digest.value()
         end = align(self._filled + TRAILER, BLOCK)
         if end > self._chunk:  # the trailer starts a chunk of its own
@@ -151,7 +176,7 @@ class FrameWriter:
             raise self._error
         self._begin = begin
         self._sent += self._filled
-        self._filled = 0
+        self._filled = self._digested = 0
 
     def _drain(self) -> None:
         while (item := self._queue.get()) is not None:

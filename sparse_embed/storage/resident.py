@@ -15,7 +15,6 @@ was interrupted inside it must roll back.
 from __future__ import annotations
 
 import mmap
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -26,6 +25,7 @@ from sparse_embed.kernels import records as kernels
 from sparse_embed.kernels._jit import new_counter
 from sparse_embed.kernels.records import DIRTY, INFLIGHT, PINNED, REFERENCED, UNSAVED, USED
 from sparse_embed.storage.budget import Budget
+from sparse_embed.storage.fresh_memory import fresh_memory
 from sparse_embed.storage.layout import Layout
 from sparse_embed.storage.rowmap import RowMap
 from sparse_embed.storage.scratch import Scratch
@@ -44,19 +44,12 @@ Stored = Callable[[Int64], NDArray[np.bool_]]
 _CHUNK_BYTES = 8 << 20
 _SMALLEST = 1024  # slots that every table may keep, whatever its budget
 _STEP_BYTES = 4 << 20
-_NORESERVE = 0x4000 if sys.platform.startswith("linux") else 0
 _NONE = np.uint8(0)
 
 
 def anonymous(rows: int, lanes: int) -> tuple[mmap.mmap, Floats]:
-    """Zeroed memory that costs something only where it is touched."""
-    size = max(rows * lanes * 4, 4096)
-    if sys.platform == "win32":
-        memory = mmap.mmap(-1, size)
-    else:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    """Zeroed records that cost something only where they are touched."""
+    memory = fresh_memory(max(rows * lanes * 4, 4096))
     records = np.frombuffer(memory, np.float32, rows * lanes).reshape(rows, lanes)
     return memory, records
 
@@ -124,16 +117,40 @@ class Slots:
 
     def flagged(self, want: np.uint8 = DIRTY) -> Int64:
         """The slots with a flag of `want`, ascending."""
-        select = kernels.select_flagged_cpu()
-        slots = np.empty(1 << 16, np.int64)
-        n = int(select(self.flags, self.limit, want, slots))
-        if n > slots.size:
-            slots = np.empty(n, np.int64)
-            select(self.flags, self.limit, want, slots)
-        return slots[:n]
+        limit = self.limit
+        counts = np.zeros(-(-limit // kernels.FLAGS_A_CHUNK), np.int64)
+        kernels.count_flagged_cpu()(self.flags, limit, want, new_counter(), counts)
+        ends = np.cumsum(counts)
+        slots = np.empty(int(ends[-1]) if ends.size else 0, np.int64)
+        kernels.select_flagged_cpu()(self.flags, want, ends, new_counter(), slots)
+        return slots
 
     def gather(self, slots: Int64, out: Floats) -> None:
         kernels.gather_records_cpu()(self.records, slots, new_counter(), out)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Can `gather_blocks` take these records?"""
+        return self._layout.record_bytes % 32 == 0
+
+    def gather_blocks(
+        self,
+        slots: Int64,
+        begin: int,
+        salt: np.uint64,
+        out: Bytes,
+        digests: NDArray[np.uint64],
+    ) -> None:
+        """Bytes of the records from byte `begin` of them on, and the digest of each equal part."""
+        kernels.gather_blocks_cpu()(
+            self.records.view(np.uint64),
+            slots,
+            begin // 8,
+            salt,
+            new_counter(),
+            out.view(np.uint64),
+            digests,
+        )
 
     def scatter(self, slots: Int64, data: Floats) -> None:
         """Write records, say nothing of it in their flags."""

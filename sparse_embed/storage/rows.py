@@ -245,9 +245,9 @@ class RowStore:
 
     def take(self) -> TakenRows:
         """What the next frame must hold: resident rows first, then those in the scratch file."""
-        slots = self.resident.flagged()
-        rows, scratch_slots = self._scratch.dirty()
-        return TakenRows(np.concatenate([self.resident.rows_of(slots), rows]), scratch_slots)
+        rows = self.resident.rows_of(self.resident.flagged())
+        spilled, scratch_slots = self._scratch.dirty()
+        return TakenRows(np.concatenate([rows, spilled]) if spilled.size else rows, scratch_slots)
 
     def fill(self, writer: FrameWriter, taken: TakenRows) -> None:
         """Put row numbers and records into a frame."""
@@ -257,7 +257,10 @@ class RowStore:
         resident = rows.size - taken.scratch_slots.size
         if resident:
             slots = self.resident.find(rows[:resident])
-            self._put(writer, resident, lambda at, out: self.resident.gather(slots[at], out))
+            if self.resident.in_blocks:
+                self._put_blocks(writer, slots)
+            else:
+                self._put(writer, resident, lambda at, out: self.resident.gather(slots[at], out))
         if taken.scratch_slots.size:
             places = taken.scratch_slots
             self._put(writer, places.size, lambda at, out: self._scratch.read(places[at], out))
@@ -279,6 +282,24 @@ class RowStore:
                 read(slice(done, done + 1), one)
                 writer.put(one.view(np.uint8).reshape(-1))
                 done += 1
+
+    def _put_blocks(self, writer: FrameWriter, slots: Int64) -> None:
+        """Resident records: whole digest blocks of the frame in one pass."""
+        size, lanes = self.layout.record_bytes, self.layout.lanes
+        done, total = 0, slots.size * size
+        while done < total:
+            out, digests = writer.blocks(total - done)
+            if digests.size:
+                self.resident.gather_blocks(slots, done, writer.salt, out, digests)
+                writer.advance_blocks(digests)
+                done += out.size
+                continue
+            end = min(done + writer.to_block, total)
+            part = slots[done // size : -(-end // size)]
+            data = np.empty((part.size, lanes), np.float32)
+            self.resident.gather(part, data)
+            writer.put(data.view(np.uint8).reshape(-1)[done % size :][: end - done])
+            done = end
 
     def mark_written(self, taken: TakenRows) -> None:
         """The frame holds what `take` listed; changes from now on belong to the next one."""

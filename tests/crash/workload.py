@@ -16,7 +16,7 @@ import numpy as np
 import sparse_embed as se
 from sparse_embed.storage import bulk, fold, frame, frame_writer, journal, resident, scratch
 
-SHAPES = {"users": (700, 4), "items": (300, 5)}
+SHAPES = {"users": (700, 4), "items": (300, 8)}  # records of 48 bytes and of 64
 CACHE = {"users": 1, "items": 1 << 20}  # users: the fewest slots there may be, so rows spill
 FEW_SLOTS = 48
 SMALL_MACHINE = (  # as (owner, attribute, value): all that large stores do happens in small ones
