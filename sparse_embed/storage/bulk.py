@@ -22,6 +22,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_embed.kernels.records import move_records_serial
 from sparse_embed.storage import files
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import align
@@ -44,6 +45,8 @@ class Bulk:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, WINDOW + 2 * PAGE)
         self._buffer = np.frombuffer(self._memory, np.uint8)
+        self._words = self._buffer.view(np.float32)
+        self._move = move_records_serial()
         self._fds: dict[int, int] = {}
 
     def close(self) -> None:
@@ -71,9 +74,14 @@ class Bulk:
         files.CALLS.close(self._fds[fd])
         self._fds[fd] = -1
 
-    def read(self, fd: int, offsets: Int64, out: Floats, what: str) -> bool:
-        """out[i] = the record at byte offsets[i]; False: nothing was done."""
-        n, size = out.view(np.uint8).shape
+    def read(
+        self, fd: int, offsets: Int64, out: Floats, what: str, places: Int64 | None = None
+    ) -> bool:
+        """out[places[i]] = the record at byte offsets[i]; False: nothing was done.
+
+        places: where they go, 0, 1, ... unless given.
+        """
+        n, size = offsets.size, 4 * out.shape[1]
         if n * size < max(LEAST // 16, 1) or size > WINDOW:
             return False
         order = np.argsort(offsets, kind="stable")
@@ -83,6 +91,7 @@ class Bulk:
         begins = np.append(0, ends[:-1])
         if int((end[ends - 1] - first[begins]).sum()) > _READ_RATIO * n * size + 2 * PAGE:
             return False
+        to = (order if places is None else places[order]) * out.shape[1]
         direct = self._direct(fd, os.O_RDONLY)
         if direct < 0:
             return False
@@ -95,8 +104,8 @@ class Bulk:
                 except OSError as error:
                     self._refuse(fd, error)
                     return False
-                found = _records(self._buffer, size)[(at[begin:last] - low) // 4]
-                out[order[begin:last]] = found
+                source = (at[begin:last] - low) // 4
+                self._move(self._words, source, out.reshape(-1), to[begin:last], size // 4)
                 begin = last
         return True
 
@@ -153,7 +162,8 @@ class Bulk:
         else:
             buffer.fill(0)
         offsets = file.offsets(rows) - base
-        _records(self._buffer, size)[offsets // 4] = data
+        source = np.arange(rows.size) * (size // 4)
+        self._move(data.reshape(-1), source, self._words, offsets // 4, size // 4)
         for step in range(align(size, PAGE) // PAGE + 1):
             wanted[np.minimum(offsets // PAGE + step, (offsets + (size - 1)) // PAGE)] = True
         edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False))
@@ -164,10 +174,3 @@ class Bulk:
             with files.explained(f"cannot write rows to {file.where}"):
                 view = buffer[begin * PAGE : end * PAGE].data
                 files.write_all(fd, view, base + begin * PAGE)
-
-
-def _records(buffer: NDArray[np.uint8], size: int) -> Floats:
-    """The buffer as records of `size` bytes: item i begins at byte 4 i."""
-    words = buffer.view(np.float32)
-    lanes = size // 4
-    return np.lib.stride_tricks.as_strided(words, (words.size - lanes + 1, lanes), (4, 4))

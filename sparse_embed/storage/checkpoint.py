@@ -42,7 +42,7 @@ from sparse_embed.storage.rows import places_of, split_places
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
 _CHUNK_BYTES = 8 << 20  # shared by all segments: smaller ones would not read enough of each
-
+_UNKNOWN = 1 << 63
 _PATIENCE = 3  # times as long as the work since the last pause
 
 
@@ -80,40 +80,51 @@ class Source:
         fds = {frame.segment: journal.segments[frame.segment].fd for frame in frames}
         return Source(tuple(frames), fds)
 
-    def newest(self, name: str) -> tuple[Int64, Int64]:
-        """(rows ascending, place of the newest version of each) of one table."""
+    def newest(self, name: str, num_embeddings: int = _UNKNOWN) -> tuple[Int64, Int64]:
+        """(rows ascending, place of the newest version of each) of one table.
+
+        num_embeddings: of the table, where all rows are known to be below it.
+        """
+        found = [(f, f.meta.tables[name]) for f in self.frames if name in f.meta.tables]
+        if num_embeddings <= sum(section.rows for _, section in found):
+            every = np.full(num_embeddings, -1, np.int64)  # as large, and much faster than sorting
+            for frame, section in found:
+                at = read_indices(self.fds[frame.segment], frame, section)
+                every[at] = places_of(frame, section)
+            unique = np.flatnonzero(every >= 0)
+            return unique, every[unique]
         rows, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for frame in reversed(self.frames):
-            section = frame.meta.tables.get(name)
-            if section is not None:
-                rows.append(read_indices(self.fds[frame.segment], frame, section))
-                places.append(places_of(frame, section))
+        for frame, section in reversed(found):
+            rows.append(read_indices(self.fds[frame.segment], frame, section))
+            places.append(places_of(frame, section))
         unique, first = np.unique(np.concatenate(rows), return_index=True)
         return unique, np.concatenate(places)[first]
 
 
 def versions(source: Source, name: str, layout: Layout) -> Iterator[tuple[Int64, Floats]]:
     """(rows, their newest versions (n, lanes)) of one table, ascending, in pieces."""
-    rows, places = source.newest(name)
+    rows, places = source.newest(name, layout.num_embeddings)
     chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
     with closing(Bulk()) as bulk:
         for begin in range(0, rows.size, chunk):
             part = rows[begin : begin + chunk]
             data = np.empty((part.size, layout.lanes), np.float32)
             for number, at, offsets in split_places(places[begin : begin + chunk]):
-                some = np.empty((at.size, layout.lanes), np.float32)
-                _read(bulk, source.fds[number], offsets, some, segment_name(number))
-                data[at] = some
+                _read(bulk, source.fds[number], offsets, data, at, segment_name(number))
             yield part, data
             if source.courtesy is not None:
                 source.courtesy.pause()
 
 
-def _read(bulk: Bulk, fd: int, offsets: Int64, out: Floats, what: str) -> None:
-    if not bulk.read(fd, offsets, out, what):
-        failed, code = read_serial()(fd, offsets, out.view(np.uint8))
-        if failed >= 0:
-            read_failed(int(code), what)
+def _read(bulk: Bulk, fd: int, offsets: Int64, out: Floats, at: Int64, what: str) -> None:
+    """out[at[i]] = the record at byte offsets[i]."""
+    if bulk.read(fd, offsets, out, what, at):
+        return
+    some = np.empty((at.size, out.shape[1]), np.float32)
+    failed, code = read_serial()(fd, offsets, some.view(np.uint8))
+    if failed >= 0:
+        read_failed(int(code), what)
+    out[at] = some
 
 
 def write_rows(source: Source, name: str, file: DataFile) -> Int64:
@@ -218,6 +229,7 @@ class Fold:
         self.rows: dict[str, Int64] = {}
         self.error: BaseException | None = None
         self.finished = False
+        self.processor_seconds = 0.0  # that it took, once it is done
         self._directory = directory
         self._source = source
         self._files = data_files
@@ -232,7 +244,14 @@ class Fold:
         """Fold, in a thread."""
         self._background.start()
 
+    @property
+    def record_bytes(self) -> int:
+        """Of the records it has written so far."""
+        rows = list(self.rows.items())
+        return sum(part.size * self._files[name].layout.record_bytes for name, part in rows)
+
     def _work(self) -> None:
+        begin = time.thread_time()
         try:
             for name, file in self._files.items():
                 self.rows[name] = write_rows(self._source, name, file)
@@ -244,6 +263,7 @@ class Fold:
             self.finished = True
         except BaseException as error:
             self.error = error
+        self.processor_seconds = time.thread_time() - begin
 
     @property
     def in_thread(self) -> bool:
