@@ -3,14 +3,18 @@
 A block of steps with commits is allowed the larger of the same block without commits and its
 journal bytes at the disk's sequential write rate of the same run, to a new file; "allowed for X" is
 that time for each round of X.  (The journal writes over its own old files where it can, which disks
-may do faster: "again".)  Stalls are the seconds that calls of `commit` took.  Blocks take turns;
-between them everything becomes durable, untimed; checkpoints run in the background when they are
-due.
+may do faster: "again".)  Stalls are the seconds that calls of `commit` took.
+
+Each block comes twice.  By itself: everything is folded before, untimed, and the journal may grow
+until the block is over.  "checkpoints beside": as by default, so a checkpoint runs in the
+background once the journal is due; the journal is then what the block before has left.  "going on":
+of a block that does not wait, the part between the first commit and the last, for each of which the
+bytes of one commit are written; the whole also has steps before that nothing is written beside, and
+a last commit that nothing is trained beside.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
 import tempfile
@@ -27,12 +31,16 @@ from benchmarks import tables
 from benchmarks.harness import Case, Disagreement, Settings
 from benchmarks.workloads import Workload, zipf_rows
 from sparse_embed.storage import fold
+from sparse_embed.storage.checkpoint import Fold
+from sparse_embed.storage.fresh_memory import fresh_memory
 
 ABOUT = "training with a commit every n steps; commit against table size; recovery"
 CHUNK = 8 << 20
 _BATCHES = 500  # distinct ones; longer blocks go round
-_LONGEST = 1000  # steps of a block without commits
+_LONGEST = 1000  # steps of a block without commits; the time of a longer one is a multiple
 _WAIT, _GO = "commit()", "commit(wait=False)"
+_BESIDE, _ON = ", checkpoints beside", ", going on"
+_ALL = 1 << 50
 
 
 @contextmanager
@@ -44,10 +52,20 @@ def _folder(where: Path | None) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+@contextmanager
+def _journal_may_have(size: int) -> Iterator[None]:
+    """No checkpoint begins by itself before the journal is so large."""
+    usual, fold._JOURNAL_BUDGET = fold._JOURNAL_BUDGET, size
+    try:
+        yield
+    finally:
+        fold._JOURNAL_BUDGET = usual
+
+
 def sequential_write(path: Path, size: int) -> tuple[list[float], list[float]]:
     """Seconds for each chunk of 8 MiB written past the page cache, the last with the sync: to a new
     file, and over it again."""
-    memory = mmap.mmap(-1, CHUNK)
+    memory = fresh_memory(CHUNK)
     memory.write(np.random.default_rng(0).bytes(CHUNK))
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
     try:
@@ -100,34 +118,38 @@ class Trainer:
     def block(self, steps: int, every: int, wait: bool) -> dict[str, Any]:
         """Seconds for `steps` with a commit every `every` of them (0: none), and what it wrote."""
         core = self.table._core
-        stalls, journal_bytes, folds = [], 0, set()
         begin = time.perf_counter()
+        stalls, ends, sizes, folds = [], [begin], [], set[Fold]()
         for n in range(1, steps + 1):
             self.step()
             if every and n % every == 0:
                 stall = time.perf_counter()
                 self.table.commit(wait)
-                stalls.append(time.perf_counter() - stall)
+                ends.append(time.perf_counter())
+                stalls.append(ends[-1] - stall)
                 frame = core.flight.pending.frame if core.flight else core.frames[-1]
-                journal_bytes += frame.frame_bytes
-                folds.add(core.manifest.folded)
+                sizes.append(frame.frame_bytes)
+                folds.update({core.running_fold} - {None})
         core.finish_flight(wait=True)
-        seconds = time.perf_counter() - begin
         return {
-            "seconds": seconds,
+            "seconds": time.perf_counter() - begin,
             "stalls": stalls,
-            "journal_bytes": journal_bytes,
-            "checkpoints": max(len(folds) - 1, 0),
+            "journal_bytes": sum(sizes),
+            "going on": (ends[-1] - ends[1], sum(sizes[:-1])) if len(ends) > 2 else None,
+            "last": time.perf_counter() - ends[-1],
+            "folds": folds,
             "staging_bytes": int(core.journal._staging.bytes.size),
         }
 
-    def settle(self) -> None:
+    def settle(self, empty: bool = False) -> None:
         """Between blocks, not timed: everything durable, no checkpoint running any more.
 
-        None is asked for: those that the journal's size makes due run inside the blocks.
+        None is asked for, unless the journal shall be empty.
         """
         self.table.commit()
         fold.finish_fold(self.table._core, wait=True)
+        if empty:
+            self.table.checkpoint()
 
 
 def training(
@@ -135,53 +157,79 @@ def training(
 ) -> Iterator[Case]:
     """Blocks without commits and with, in turn; plan: (commit every, steps a block, rounds)."""
     trainer = Trainer(path, workload, batches=min(max(steps for _, steps, _ in plan), _BATCHES))
-    for _ in range(min(30, len(trainer.batches))):
-        trainer.step()
-    trainer.settle()
-    plain: list[dict[str, Any]] = []
+    with _journal_may_have(_ALL):  # staging is had beforehand, too
+        trainer.block(min(plan[-1][1] // 3, _LONGEST), min(plan[-1][0], _LONGEST), False)
     for every, steps, rounds in plan:
         case = Case(f"{workload.name}: a commit every {every} steps, blocks of {steps} steps")
         case.ours = None
-        results: dict[str, list[dict[str, Any]]] = {}
-        kinds = [("no commits", 0, True), *((name, every, name == _WAIT) for name in (_WAIT, _GO))]
-        if steps > _LONGEST:  # the time without commits: that of the blocks before, made longer
-            factor = steps / plan[plan.index((every, steps, rounds)) - 1][1]
-            results["no commits"] = [{"seconds": factor * plain[0]["seconds"]}] * rounds
-            case.facts["no commits"] = f"{factor:g} times the blocks before"
-            kinds = kinds[1:]
+        found: dict[str, list[dict[str, Any]]] = {}
         for turn in range(rounds):
-            first = turn % len(kinds)
-            for name, frequency, wait in [*kinds[first:], *kinds[:first]]:
-                results.setdefault(name, []).append(trainer.block(steps, frequency, wait))
+            trainer.settle(empty=True)
+            some = min(steps, _LONGEST)
+            plain = trainer.block(some, 0, True)["seconds"] * steps / some
+            case.samples.setdefault("no commits", []).append(plain)
+            for name in (_WAIT, _GO) if turn % 2 else (_GO, _WAIT):
+                trainer.settle(empty=True)
+                with _journal_may_have(_ALL):
+                    found.setdefault(name, []).append(trainer.block(steps, every, name == _WAIT))
                 trainer.settle()
-        plain = results["no commits"]
-        case.samples = {name: [one["seconds"] for one in found] for name, found in results.items()}
+                beside = trainer.block(steps, every, name == _WAIT)
+                trainer.settle()  # and what a checkpoint took is known
+                found.setdefault(name + _BESIDE, []).append(beside)
+        if steps > _LONGEST:
+            case.facts["no commits"] = f"{steps / _LONGEST:g} times a block of {_LONGEST} steps"
+        base = case.samples["no commits"]
         for name in (_WAIT, _GO):
-            allowed = [
-                max(base["seconds"], one["journal_bytes"] / rate)
-                for base, one in zip(plain, results[name], strict=True)
-            ]
-            case.samples[f"allowed for {name}"] = allowed
-            case.facts[name] = _facts(results[name], plain, allowed)
+            _hold(case, name, [(one["seconds"], one["journal_bytes"]) for one in found[name]], rate)
+            case.facts[name] = _facts(found[name], base, rate)
+            if name == _GO and found[name][0]["going on"]:
+                share = 1 - every / steps
+                _hold(case, name + _ON, [one["going on"] for one in found[name]], rate, share)
+        for name in (_WAIT + _BESIDE, _GO + _BESIDE):
+            case.samples[name] = [one["seconds"] for one in found[name]]
+            case.facts[name] = _facts(found[name], base, rate)
         yield case
     _check(trainer)
 
 
-def _facts(
-    found: list[dict[str, Any]], plain: list[dict[str, Any]], allowed: list[float]
-) -> dict[str, Any]:
+def _allowed(plain: list[float], sizes: list[int], rate: float) -> list[float]:
+    return [max(base, size / rate) for base, size in zip(plain, sizes, strict=True)]
+
+
+def _hold(
+    case: Case, name: str, found: list[tuple[float, int]], rate: float, share: float = 1
+) -> None:
+    """(seconds, journal bytes) of each round, and what is allowed for a share of the steps."""
+    case.samples[name] = [seconds for seconds, _ in found]
+    plain = [share * base for base in case.samples["no commits"]]
+    case.samples["allowed for " + name] = _allowed(plain, [size for _, size in found], rate)
+
+
+def _facts(found: list[dict[str, Any]], plain: list[float], rate: float) -> dict[str, Any]:
     stalls = [stall for one in found for stall in one["stalls"]]
-    journal = found[0]["journal_bytes"]
-    return {
-        "bound by": "the disk" if allowed[0] > plain[0]["seconds"] else "training",
-        "journal MB a block": journal / 1e6,
-        "rows a commit": journal / 768 / len(found[0]["stalls"]),
-        "journal MB/s": journal / 1e6 / found[0]["seconds"],
+    journal = [one["journal_bytes"] for one in found]
+    allowed = _allowed(plain, journal, rate)
+    folds = set[Fold]().union(*(one["folds"] for one in found))
+    facts = {
+        "of what is allowed": [one["seconds"] / b for one, b in zip(found, allowed, strict=True)],
+        "bound by": "the disk" if allowed[0] > plain[0] else "training",
+        "of training and disk one after the other": [
+            one["seconds"] / (base + size / rate)
+            for one, base, size in zip(found, plain, journal, strict=True)
+        ],
+        "journal MB a block": journal[0] / 1e6,
+        "rows a commit": journal[0] / 768 / len(found[0]["stalls"]),
+        "journal MB/s": journal[0] / 1e6 / found[0]["seconds"],
         "stall ms, median": 1e3 * float(np.median(stalls)),
         "stall ms, worst": 1e3 * max(stalls),
+        "s behind the last commit": max(one["last"] for one in found),
         "staging MB": max(one["staging_bytes"] for one in found) / 1e6,
-        "checkpoints meanwhile": sum(one["checkpoints"] for one in found),
+        "checkpoints": len(folds),
     }
+    if folds:  # all of them, also what they did after the block
+        facts["checkpoints: processor s"] = sum(one.processor_seconds for one in folds)
+        facts["checkpoints: MB of records"] = sum(one.record_bytes for one in folds) / 1e6
+    return facts
 
 
 def _check(trainer: Trainer) -> None:
@@ -241,9 +289,11 @@ def recovery(folder: Path, frames: list[int], touched: int, rounds: int) -> Case
             cache_bytes=512 << 20,
         )
         rng = np.random.default_rng(3)
-        for _ in range(count):
-            table.update(np.ones((touched, 64), np.float32), rng.integers(0, 10_000_000, touched))
-            table.commit()
+        with _journal_may_have(_ALL):
+            for _ in range(count):
+                rows = rng.integers(0, 10_000_000, touched)
+                table.update(np.ones((touched, 64), np.float32), rows)
+                table.commit()
         size = table.info()["journal_bytes"]
         table.close(checkpoint=False)
         name = f"{count} commits, {size / 1e6:.0f} MB"
@@ -268,9 +318,10 @@ def run(settings: Settings) -> Iterator[Case]:
         disk.samples["before"], disk.samples["before, again"] = sequential_write(path / "x", size)
         rate = size / sum(disk.samples["before"])
         # Several commits a block: what the last one writes has no step behind it to hide in.
-        plan = [(10, 100, rounds), (100, 1000, 1), (1000, 3000, 1), (10_000, 10_000, 1)]
+        again = settings.rounds or 1
+        plan = [(10, 200, again), (100, 1000, again), (1000, 3000, again), (10_000, 30_000, again)]
         if quick:
-            plan = [(5, 20, rounds)]
+            plan = [(5, 20, 1)]
         elif not settings.long:
             plan.pop()
         yield from training(path / "t", workload, plan, rate)
@@ -282,4 +333,6 @@ def run(settings: Settings) -> Iterator[Case]:
         sizes = [10**6, 10**7] if quick else [10**6, 10**8, 10**9]
         touched = [200, 2000] if quick else [200, 2000, 20_000, 100_000]
         yield from commit_by_table_size(path, sizes, touched, 3 if quick else 10)
-        yield recovery(path, [2, 8] if quick else [5, 20, 80], 2000 if quick else 20_000, rounds)
+        yield recovery(
+            path, [2, 8] if quick else [5, 20, 80, 320], 2000 if quick else 20_000, rounds
+        )
