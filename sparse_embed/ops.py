@@ -219,7 +219,7 @@ def lookup_bags(
     if bounds is None:
         bounds = _plan.cut_bags(offsets, _lookup.CHUNK)
     dtype = rec.precision.dtype
-    counter = new_counter()
+    counter = new_counter(len(bounds) - 1)
     where = rec.records, slots, indices, offsets, bounds
     rest = padding_idx, *rec.init_args, counter, out
     if mode == "max":
@@ -335,7 +335,7 @@ def _merge_payload(
     firsts = np.empty(chunks + 1, np.int64)
     for step in range(2):
         _merge.segments_cpu()(
-            words, payload_bits, chunks, step, firsts, new_counter(), payloads, unique, starts
+            words, payload_bits, chunks, step, firsts, new_counter(chunks), payloads, unique, starts
         )
     num_unique = int(firsts[chunks])
     starts[num_unique] = num_kept
@@ -359,7 +359,8 @@ def _sorted_words(
         for scatter in (False, True):
             half_pass(
                 indices, payload, padding_idx, payload_bits, digit, number, scatter,
-                num_kept if number else length, chunks, source, target, histogram, new_counter(),
+                num_kept if number else length, chunks, source, target, histogram,
+                new_counter(chunks),
             )  # fmt: skip
         source, target = target, source
     return source[:num_kept]
@@ -402,7 +403,7 @@ def bag_coefficients(
     bounds = _plan.cut_bags(offsets, _bags.CHUNK)
     _bags.bags_cpu()(
         indices, offsets, bounds, *_or_one(per_sample_weights), MODES.index(mode), padding_idx,
-        new_counter(), bag_ids, scale,
+        new_counter(len(bounds) - 1), bag_ids, scale,
     )  # fmt: skip
     return Coefficients(bag_ids, per_sample_weights, scale if scaled else None)
 
@@ -422,8 +423,8 @@ def gradient_entries(merged: Merged, u0: int, u1: int, coefficients: Coefficient
         assert weights is not None
         bag_ids = np.arange(len(weights))
     _entry.entries_cpu()(
-        merged.positions, begin, bag_ids, *_or_one(weights), *_or_one(scale), new_counter(),
-        bags, factors,
+        merged.positions, begin, bag_ids, *_or_one(weights), *_or_one(scale),
+        new_counter(len(bags) // 1024), bags, factors,
     )  # fmt: skip
     return (bags, _ONE, 0) if even else (bags, factors, 1)
 
@@ -536,11 +537,12 @@ def update(
         return apply(rec, slots, part.indices, values, optimizer, step, lr)
     guard_fork()
     entries = gradient_entries(merged, u0, u1, coefficients)
+    bounds, *hot = _cut(merged.starts, u0, u1, entries, grad)
     _update_kernel(rec, optimizer)(
-        rec.records, rec.flags, slots, merged.indices, u0,
-        *_cut(merged.starts, u0, u1, entries, grad), merged.starts, *entries, grad,
+        rec.records, rec.flags, slots, merged.indices, u0, bounds, *hot,
+        merged.starts, *entries, grad,
         step_scalars(rec, optimizer, step, lr), rounding_key(rec.seed, step),
-        *rec.init_args, new_counter(),
+        *rec.init_args, new_counter(len(bounds) - 1),
     )  # fmt: skip
 
 

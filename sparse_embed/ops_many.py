@@ -136,7 +136,8 @@ def number_bags(
     outside = np.zeros(len(bounds), np.int64)
     _many_bags.number_bags_cpu()(
         indices, offsets, bounds, num_bags, place_bits, features.key_base, features.rows,
-        features.padding, features.has_padding, features.modes, *_or_one(weights), new_counter(),
+        features.padding, features.has_padding, features.modes, *_or_one(weights),
+        new_counter(len(bounds) - 1),
         keys, places, scale, outside,
     )  # fmt: skip
     if outside.any():
@@ -152,7 +153,7 @@ def find(keys: IndexArray, key_starts: IndexArray, where: IndexArray, flags: boo
     flags_at = np.empty(len(keys) if flags else 0, np.int64)
     missing = np.zeros((_many_find.CHUNKS, len(where)), np.int64)
     _many_find.find_many_cpu()(
-        keys, key_starts, where, new_counter(), records_at, flags_at, missing
+        keys, key_starts, where, new_counter(len(keys) // 1024), records_at, flags_at, missing
     )
     return Found(records_at, flags_at, missing.sum(axis=0))
 
@@ -174,7 +175,7 @@ def lookup(
             _place_bits(bags.num_bags),
             *_or_one(bags.weights), *_or_one(bags.scale), features.dims, features.modes,
             features.key_base, features.seeds, features.init_kinds, features.init_params,
-            out_at, out_step, new_counter(),
+            out_at, out_step, new_counter(len(bags.bounds) - 1),
         )  # fmt: skip
 
 
@@ -210,5 +211,5 @@ def update(
         _many_update.update_many_cpu(dim, name)(
             merged.indices, found.records_at, found.flags_at, key_starts, u0, u1, bounds, blocks,
             sums, merged.starts, *entries, _place_bits(num_bags), grad_at, grad_step, *tables,
-            phase, new_counter(),
+            phase, new_counter(len(bounds) - 1),
         )  # fmt: skip

@@ -96,9 +96,12 @@ def team_kernel(function):
     return _compile(function, pipeline_class=TeamCompiler)
 
 
-def new_counter() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """What the threads of one call draw their chunks from: (2,) int64 zeros."""
-    return np.zeros(2, np.int64)
+def new_counter(chunks: int = 1 << 30) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """What the threads of one call draw their chunks from: (3,) int64, two zeros and `chunks`.
+
+    Where there is only one chunk, the calling thread takes it and wakes nobody.
+    """
+    return np.array([0, 0, chunks], np.int64)
 
 
 def cpu_kernel(function):

@@ -3,7 +3,8 @@
     kernel(*args)   =   on each of the threads:  body(*args)
 
 The body draws its share of the work from a counter that all threads see (`next_chunk`), so it makes
-no difference how many threads there are, or whether some come late or not at all.
+no difference how many threads there are, or whether some come late or not at all.  The argument
+called `counter` also says how many there is work for: one chunk wakes nobody.
 
 Why not `parallel=True`: Numba then takes loops out of the function, compiles each as a function of
 its own and its caller again, and LLVM optimises the body once for each of the layers: two thirds of
@@ -132,7 +133,17 @@ def _borrowed(context, builder, kind, value):
     return array._getvalue()
 
 
-def _call_on_threads(module, body):
+def _at_work(context, builder, fndesc, function):
+    """How many threads: as many as are set, but no more than counter[2] (`_jit.new_counter`)."""
+    values = context.get_arg_packer(fndesc.argtypes).from_arguments(builder, function.args[2:])
+    place = fndesc.args.index("counter")
+    counter = context.make_array(fndesc.argtypes[place])(context, builder, values[place])
+    most = builder.load(builder.gep(counter.data, [_I64(2)]))
+    threads = builder.call(_external(builder.module, _I64, "get_num_threads"), [])
+    return builder.select(builder.icmp_signed("<", most, threads), most, threads)
+
+
+def _call_on_threads(context, module, fndesc, body):
     """A function of the body's signature that has every thread call it."""
     given = body.function_type.args[1:]  # all but the place of the result: the error's, arguments
     packed = ir.LiteralStructType([*given, body.function_type.return_type, _I64, _I64])
@@ -140,7 +151,7 @@ def _call_on_threads(module, body):
     function = ir.Function(module, body.function_type, name=body.name + ".team")
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    threads = builder.call(_external(module, _I64, "get_num_threads"), [])
+    threads = _at_work(context, builder, fndesc, function)
     run = cgutils.get_or_insert_function(
         module, ir.FunctionType(ir.VoidType(), [_BYTES] * 5 + [_I64] * 3), "numba_parallel_for"
     )
@@ -155,7 +166,13 @@ def _call_on_threads(module, body):
     builder.store(threads, size)
     builder.store(_I64(0), step)
     pointers = [builder.bitcast(p, _BYTES) for p in (share, nothing, size, step, arguments)]
-    builder.call(run, [*pointers, _I64(0), _I64(1), threads])
+    alone = builder.icmp_signed("<=", threads, _I64(1))
+    with builder.if_else(alone) as (then, otherwise):
+        with then:
+            places = builder.bitcast(nothing, _SHARE.args[0])
+            builder.call(share, [places, size, step, pointers[-1]])
+        with otherwise:
+            builder.call(run, [*pointers, _I64(0), _I64(1), threads])
     builder.ret(builder.load(cgutils.gep_inbounds(builder, arguments, 0, len(given))))
     return function
 
@@ -177,7 +194,7 @@ class _TeamLower(Lower):
         signature = context.call_conv.get_function_type(fndesc.restype, fndesc.argtypes)
         body = ir.Function(module, signature, fndesc.llvm_func_name)
         PyCallWrapper(
-            context, module, _call_on_threads(module, body), fndesc,
+            context, module, _call_on_threads(context, module, fndesc, body), fndesc,
             self.env, call_helper=self.call_helper, release_gil=release_gil,
         ).build()  # fmt: skip
         self.library.add_ir_module(module)

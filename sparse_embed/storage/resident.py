@@ -218,7 +218,8 @@ class IdentitySlots(Slots):
 
     def slots(self, rows: Int64) -> Int64:
         if self._present is not None:
-            kernels.missing_rows_cpu()(self._present, rows, new_counter(), self._counts)
+            counter = new_counter(len(rows) // 1024)
+            kernels.missing_rows_cpu()(self._present, rows, counter, self._counts)
             if self._counts.any():
                 self._load(rows)
         return rows

@@ -74,7 +74,8 @@ class RowMap:
         if self.count == 0:
             values.fill(-1)
         else:
-            kernels.find_cpu()(self._table, keys, flags, put, new_counter(), values)
+            counter = new_counter(len(keys) // 1024)
+            kernels.find_cpu()(self._table, keys, flags, put, counter, values)
         return values
 
     def insert(self, keys: Int64, values: Int64) -> None:

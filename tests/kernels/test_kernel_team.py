@@ -50,6 +50,15 @@ def test_each_chunk_is_drawn_once_whatever_the_threads(count, threads):
     assert CHUNKS < counter[0] <= CHUNKS + _jit.get_num_threads()
 
 
+@pytest.mark.parametrize("chunks", [0, 1, 2, 10**6])
+def test_the_counter_says_how_many_threads_there_is_work_for(chunks):
+    times, counter = np.zeros(CHUNKS, np.int64), _jit.new_counter(chunks)
+    marking()(counter, CHUNKS, times)
+    assert (times == 1).all()
+    drawn_in_vain = counter[0] - CHUNKS  # once by each thread
+    assert 1 <= drawn_in_vain <= max(chunks, 1)
+
+
 def test_an_error_in_one_thread_is_raised():
     times = np.zeros(CHUNKS, np.int64)
     with pytest.raises(ValueError, match="beyond the limit"):
