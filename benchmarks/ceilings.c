@@ -27,8 +27,8 @@ void stream_copy(float *to, const float *from, int64_t count, int threads) {
     }
 }
 
-/* Columns summed in one pass over a bag, so that the sums stay in registers (12 of AVX2's 16). */
-#define PASSES ((DIM + 95) / 96)
+/* Columns summed in one pass over a bag, so that the sums stay in registers (AVX2's 16). */
+#define PASSES ((DIM + 127) / 128)
 #define COLUMNS (PASSES > 1 ? (DIM + 16 * PASSES - 1) / (16 * PASSES) * 16 : DIM)
 #define REST (DIM % COLUMNS)
 
