@@ -118,8 +118,8 @@ def floor(
     expected = np.zeros((len(unique[0]), work.embedding_dim))
     where = np.searchsorted(unique[0], batches[0])
     np.add.at(expected, where, grad[bags].astype(np.float64))
-    # Sums of n float32 of about 1 in another order, many of them one number again and again, so that
-    # roundings add up: far below 1, by which a gradient too few would be off.
+    # Sums of n float32 of about 1 in another order, many of them one number again and again:
+    # roundings add up, but stay far below 1, by which a gradient too few would be off.
     most = int(np.bincount(where).max())
     allowed = max(1e-5 * max(1.0, float(np.abs(expected).max())), 3e-6 * most)
     gate([Competitor("the floor's merge", print, lambda: rooms[0].sums)], expected, allowed, "C")
