@@ -65,7 +65,7 @@ from sparse_embed.kernels import (
 from sparse_embed.kernels import (
     update as _update,
 )
-from sparse_embed.kernels._jit import guard_fork, new_counter
+from sparse_embed.kernels._jit import counter_of_items, guard_fork, new_counter
 from sparse_embed.optim import Optimizer
 
 __all__ = [
@@ -424,7 +424,7 @@ def gradient_entries(merged: Merged, u0: int, u1: int, coefficients: Coefficient
         bag_ids = np.arange(len(weights))
     _entry.entries_cpu()(
         merged.positions, begin, bag_ids, *_or_one(weights), *_or_one(scale),
-        new_counter(len(bags) // 1024), bags, factors,
+        counter_of_items(len(bags)), bags, factors,
     )  # fmt: skip
     return (bags, _ONE, 0) if even else (bags, factors, 1)
 

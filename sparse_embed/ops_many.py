@@ -22,7 +22,7 @@ from sparse_embed.kernels import many_find as _many_find
 from sparse_embed.kernels import many_lookup as _many_lookup
 from sparse_embed.kernels import many_update as _many_update
 from sparse_embed.kernels import plan as _plan
-from sparse_embed.kernels._jit import guard_fork, new_counter
+from sparse_embed.kernels._jit import counter_of_items, guard_fork, new_counter
 from sparse_embed.kernels.many_find import ALL, AWAY, FIELDS, INDEXED, PRESENT
 
 __all__ = [
@@ -153,7 +153,7 @@ def find(keys: IndexArray, key_starts: IndexArray, where: IndexArray, flags: boo
     flags_at = np.empty(len(keys) if flags else 0, np.int64)
     missing = np.zeros((_many_find.CHUNKS, len(where)), np.int64)
     _many_find.find_many_cpu()(
-        keys, key_starts, where, new_counter(len(keys) // 1024), records_at, flags_at, missing
+        keys, key_starts, where, counter_of_items(len(keys)), records_at, flags_at, missing
     )
     return Found(records_at, flags_at, missing.sum(axis=0))
 

@@ -104,6 +104,12 @@ def new_counter(chunks: int = 1 << 30) -> np.ndarray[tuple[int], np.dtype[np.int
     return np.array([0, 0, chunks], np.int64)
 
 
+def counter_of_items(count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """`new_counter` of a kernel that cuts its `count` short items as it likes: what takes less time
+    than waking a thread is not shared."""
+    return new_counter(count // 1024)
+
+
 def cpu_kernel(function):
     """As `team_kernel`, with parallel loops (`prange`) by Numba: three times as long to compile."""
     return _compile(function, parallel=True)

@@ -62,6 +62,15 @@ def first_block(blocks, begin):
     return low
 
 
+@device_function
+def add_hot_blocks(total, begin, end, shift, blocks, block_sums, dim):
+    """total += the sums of the blocks of a hot segment, left to right."""
+    j = first_block(blocks, shift + begin)
+    for _start in range(begin, end, BLOCK):
+        add_row(total, row_pointer(block_sums, j), dim)
+        j += 1
+
+
 @cold_function
 def sum_blocks(
     total, block, begin, end, last, bags, factors, factor_step, grad, shift, blocks, block_sums, dim
@@ -69,10 +78,7 @@ def sum_blocks(
     """As `sum_entries`, of a segment of several blocks; hot ones have their sums already."""
     zero_row(total, dim)
     if end - begin > HOT:
-        j = first_block(blocks, shift + begin)
-        for _start in range(begin, end, BLOCK):
-            add_row(total, row_pointer(block_sums, j), dim)
-            j += 1
+        add_hot_blocks(total, begin, end, shift, blocks, block_sums, dim)
     else:
         for start in range(begin, end, BLOCK):
             stop = min(start + BLOCK, end)

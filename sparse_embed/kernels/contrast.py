@@ -79,17 +79,24 @@ def add_biases(scores, bias, others, width, number, dim):
         scores[m] = scores[m] + bias + others[m * width + dim]
 
 
+@device_function
+def _add_weighted(total, slope, slopes, step, rows, width, count, dim):
+    """total += sum_i slopes[i step] rows[i], left to right; returns slope + the sum of slopes."""
+    for i in range(count):
+        h = slopes[i * step]
+        if h == ZERO:
+            continue
+        add_scaled_row(total, at(rows, i * width), h, dim)
+        slope += h
+    return slope
+
+
 @cold_function
 def sum_others(change, g, q, slopes, others, width, number, dim):
     """change = g q + sum_m slopes[m] others[m]; its last column sums the slopes."""
     total, slope = stack_f32(dim), g
     store_scaled_row(total, q, g, dim)
-    for m in range(number):
-        h = slopes[m]
-        if h == ZERO:
-            continue
-        add_scaled_row(total, at(others, m * width), h, dim)
-        slope += h
+    slope = _add_weighted(total, slope, slopes, 1, others, width, number, dim)
     copy_row(change, total, dim)
     change[dim] = slope
 
@@ -99,12 +106,7 @@ def add_users(into, slopes, step, users, width, count, dim):
     """into += sum_i slopes[i step] users[i]; the last column adds the slopes."""
     total, slope = stack_f32(dim), into[dim]
     copy_row(total, into, dim)
-    for i in range(count):
-        h = slopes[i * step]
-        if h == ZERO:
-            continue
-        add_scaled_row(total, at(users, i * width), h, dim)
-        slope += h
+    slope = _add_weighted(total, slope, slopes, step, users, width, count, dim)
     copy_row(into, total, dim)
     into[dim] = slope
 

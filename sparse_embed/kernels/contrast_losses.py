@@ -53,6 +53,16 @@ def logistic_loss(score, scores, offsets, marks, number, a, b):
 
 
 @device_function
+def softmax_end(scores, number, own, largest, mine, total, a):
+    """From exp(z - largest) in scores, `mine` the positive's and `total` the sum of all."""
+    rate = ONE / (total * a)
+    for m in range(number):
+        scores[m] = scores[m] * rate
+    loss = np.float64(largest) + np.float64(log_above(total)) - np.float64(own)
+    return loss, mine * rate - ONE / a
+
+
+@device_function
 def softmax_loss(score, scores, offsets, marks, number, a, b):
     """See the top of the file."""
     own = score / a - b
@@ -65,11 +75,7 @@ def softmax_loss(score, scores, offsets, marks, number, a, b):
     for m in range(number):
         scores[m] = ZERO if marks[m] else exp_of(scores[m] - largest)
         total += scores[m]
-    rate = ONE / (total * a)
-    for m in range(number):
-        scores[m] = scores[m] * rate
-    loss = np.float64(largest) + np.float64(log_above(total)) - np.float64(own)
-    return loss, mine * rate - ONE / a
+    return softmax_end(scores, number, own, largest, mine, total, a)
 
 
 @device_function

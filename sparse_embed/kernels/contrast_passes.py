@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from sparse_embed.kernels._jit import cold_function, device_function
-from sparse_embed.kernels.contrast_losses import ONE, TINY, ZERO, sigmoid_and_log
-from sparse_embed.kernels.exponential import exp_of, log_above
+from sparse_embed.kernels.contrast_losses import ONE, TINY, ZERO, sigmoid_and_log, softmax_end
+from sparse_embed.kernels.exponential import exp_of
 
 
 @device_function
@@ -53,11 +53,7 @@ def softmax_passes(score, scores, offsets, marks, number, a, b, terms):
     mine = total
     for m in range(number):
         total += scores[m]
-    rate = ONE / (total * a)
-    for m in range(number):
-        scores[m] = scores[m] * rate
-    loss = np.float64(largest) + np.float64(log_above(total)) - np.float64(own)
-    return loss, mine * rate - ONE / a
+    return softmax_end(scores, number, own, largest, mine, total, a)
 
 
 @device_function

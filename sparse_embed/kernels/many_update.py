@@ -30,7 +30,7 @@ from sparse_embed.kernels._intrinsics import (
     unlikely,
 )
 from sparse_embed.kernels._jit import DIGEST, cold_function, device_function, team_kernel
-from sparse_embed.kernels.backward import first_block
+from sparse_embed.kernels.backward import add_hot_blocks
 from sparse_embed.kernels.lanes import add_row, add_scaled_row, copy_row, zero_row
 from sparse_embed.kernels.many_find import table_of
 from sparse_embed.kernels.plan import BLOCK, HOT
@@ -77,10 +77,7 @@ def sum_place_blocks(
     """As `sum_places`, of a segment of several blocks; hot ones have their sums already."""
     zero_row(total, dim)
     if end - begin > HOT:
-        j = first_block(blocks, shift + begin)
-        for _start in range(begin, end, BLOCK):
-            add_row(total, row_pointer(block_sums, j), dim)
-            j += 1
+        add_hot_blocks(total, begin, end, shift, blocks, block_sums, dim)
     else:
         for start in range(begin, end, BLOCK):
             sum_places(

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_embed.kernels import records as kernels
-from sparse_embed.kernels._jit import new_counter
+from sparse_embed.kernels._jit import counter_of_items, new_counter
 from sparse_embed.kernels.records import DIRTY, INFLIGHT, PINNED, REFERENCED, UNSAVED, USED
 from sparse_embed.storage.budget import Budget
 from sparse_embed.storage.fresh_memory import fresh_memory
@@ -218,7 +218,7 @@ class IdentitySlots(Slots):
 
     def slots(self, rows: Int64) -> Int64:
         if self._present is not None:
-            counter = new_counter(len(rows) // 1024)
+            counter = counter_of_items(len(rows))
             kernels.missing_rows_cpu()(self._present, rows, counter, self._counts)
             if self._counts.any():
                 self._load(rows)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_embed.kernels import rowmap as kernels
-from sparse_embed.kernels._jit import new_counter
+from sparse_embed.kernels._jit import counter_of_items
 from sparse_embed.storage.budget import Budget
 
 _SMALLEST = 1024
@@ -74,7 +74,7 @@ class RowMap:
         if self.count == 0:
             values.fill(-1)
         else:
-            counter = new_counter(len(keys) // 1024)
+            counter = counter_of_items(len(keys))
             kernels.find_cpu()(self._table, keys, flags, put, counter, values)
         return values
 
