@@ -18,7 +18,7 @@ from sparse_embed import _validate, ops
 from sparse_embed._typing import AnyArray, FloatArray
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels import batch_norm as _kernels
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import counter_of_items, guard_fork
 
 __all__ = ["BatchNorm", "Dropout"]
 
@@ -177,8 +177,9 @@ class BatchNorm:
             mean, variance = np.empty_like(mean), np.empty_like(variance)
         out = np.empty_like(batch)
         _kernels.batch_norm_cpu()(
-            batch, self.weight, self.bias, np.float32(self.eps), self.training, mean, variance, out
-        )
+            batch, self.weight, self.bias, np.float32(self.eps), self.training,
+            counter_of_items(batch.size), mean, variance, out,
+        )  # fmt: skip
         self._last = (batch, self.training, mean, variance)
         if self.training:
             m = np.float32(self.momentum)
@@ -204,7 +205,7 @@ class BatchNorm:
         self.weight_grad, self.bias_grad = np.empty_like(mean), np.empty_like(mean)
         dx = np.empty_like(batch)
         _kernels.batch_norm_backward_cpu()(
-            upstream, batch, self.weight, np.float32(self.eps), own, mean, variance, dx,
-            self.weight_grad, self.bias_grad,
+            upstream, batch, self.weight, np.float32(self.eps), own, mean, variance,
+            counter_of_items(batch.size), dx, self.weight_grad, self.bias_grad,
         )  # fmt: skip
         return dx

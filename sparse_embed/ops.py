@@ -659,5 +659,5 @@ def dropout_scale(seed: int, step: int, num_positions: int, p: float) -> FloatAr
     threshold = np.uint64(round(p * 2**24))
     keep = np.float32(1 / (1 - p))
     args: Any = (np.uint64(seed), np.uint64(step), threshold, keep)
-    _dropout.dropout_scale_cpu()(*args, out)
+    _dropout.dropout_scale_cpu()(*args, counter_of_items(num_positions), out)
     return out

@@ -12,10 +12,10 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._bytes import load_u32
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel
+from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._jit import DIGEST, team_kernel
 
 _CHUNK = 4096
 _INLINE = 12
@@ -25,13 +25,16 @@ _INLINE = 12
 def spans_of_views_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def spans_of_views(views, buffers, missing, starts, lengths):
+    @team_kernel
+    def spans_of_views(views, buffers, missing, counter, starts, lengths):
         digest  # noqa: B018 - a closure cell: part of the disk cache's key
         n = starts.shape[0]
         with_nulls = missing.shape[0] > 0
-        for c in prange((n + _CHUNK - 1) // _CHUNK):
-            for i in range(c * _CHUNK, min(n, (c + 1) * _CHUNK)):
+        while True:
+            begin = next_chunk(counter, 0) * _CHUNK
+            if begin >= n:
+                break
+            for i in range(begin, min(n, begin + _CHUNK)):
                 view = views + i * 16
                 starts[i] = view + 4
                 lengths[i] = 0

@@ -19,10 +19,9 @@ import functools
 import math
 
 import numpy as np
-from numba import prange
 
-from sparse_embed.kernels._intrinsics import row_pointer, stack_f32
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel
+from sparse_embed.kernels._intrinsics import next_chunk, row_pointer, stack_f32
+from sparse_embed.kernels._jit import DIGEST, team_kernel
 
 _LANES = 16  # columns of a task: a cache line
 _ZERO = np.float32(0)
@@ -33,17 +32,19 @@ _ONE = np.float32(1)
 def batch_norm_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def batch_norm(x, weight, bias, eps, own, mean, variance, out):
+    @team_kernel
+    def batch_norm(x, weight, bias, eps, own, counter, mean, variance, out):
         """`own`: mean and variance are found here and written; else they are read."""
         _ = digest
         rows, columns = x.shape
         count = np.float32(rows)
-        for task in prange((columns + _LANES - 1) // _LANES):
-            low = task * _LANES
+        total, rate = stack_f32(16), stack_f32(16)
+        while True:
+            low = next_chunk(counter, 0) * _LANES
+            if low >= columns:
+                break
             lanes = min(_LANES, columns - low)
             if own:
-                total = stack_f32(16)
                 for j in range(lanes):
                     total[j] = _ZERO
                 for b in range(rows):
@@ -60,11 +61,12 @@ def batch_norm_cpu():
                         total[j] = total[j] + distance * distance
                 for j in range(lanes):
                     variance[low + j] = total[j] / count
+            for j in range(lanes):
+                rate[j] = _ONE / np.float32(math.sqrt(variance[low + j] + eps))
             for b in range(rows):
                 for j in range(lanes):
                     d = low + j
-                    r = _ONE / np.float32(math.sqrt(variance[d] + eps))
-                    out[b, d] = (x[b, d] - mean[d]) * r * weight[d] + bias[d]
+                    out[b, d] = (x[b, d] - mean[d]) * rate[j] * weight[d] + bias[d]
 
     return batch_norm
 
@@ -73,29 +75,36 @@ def batch_norm_cpu():
 def batch_norm_backward_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def batch_norm_backward(grad, x, weight, eps, own, mean, variance, dx, dweight, dbias):
+    @team_kernel
+    def batch_norm_backward(
+        grad, x, weight, eps, own, mean, variance, counter, dx, dweight, dbias
+    ):  # fmt: skip
         _ = digest
         rows, columns = x.shape
         count = np.float32(rows)
-        for task in prange((columns + _LANES - 1) // _LANES):
-            low = task * _LANES
-            high = min(low + _LANES, columns)
-            for d in range(low, high):
+        rate = stack_f32(16)
+        while True:
+            low = next_chunk(counter, 0) * _LANES
+            if low >= columns:
+                break
+            lanes = min(_LANES, columns - low)
+            for j in range(lanes):
+                d = low + j
                 dweight[d] = _ZERO
                 dbias[d] = _ZERO
+                rate[j] = _ONE / np.float32(math.sqrt(variance[d] + eps))
             for b in range(rows):
-                for d in range(low, high):
-                    r = _ONE / np.float32(math.sqrt(variance[d] + eps))
+                for j in range(lanes):
+                    d = low + j
                     dbias[d] += grad[b, d]
-                    dweight[d] += grad[b, d] * ((x[b, d] - mean[d]) * r)
+                    dweight[d] += grad[b, d] * ((x[b, d] - mean[d]) * rate[j])
             for b in range(rows):
-                for d in range(low, high):
-                    r = _ONE / np.float32(math.sqrt(variance[d] + eps))
+                for j in range(lanes):
+                    d = low + j
                     g = grad[b, d]
                     if own:
-                        n = (x[b, d] - mean[d]) * r
+                        n = (x[b, d] - mean[d]) * rate[j]
                         g = g - dbias[d] / count - n * (dweight[d] / count)
-                    dx[b, d] = weight[d] * r * g
+                    dx[b, d] = weight[d] * rate[j] * g
 
     return batch_norm_backward

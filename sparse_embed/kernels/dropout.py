@@ -12,11 +12,12 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel
+from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._jit import DIGEST, team_kernel
 from sparse_embed.kernels.initialize import GAMMA, mix64
 
+_CHUNK = 8192
 _S40 = np.uint64(40)
 _ONE = np.uint64(1)
 _ZERO = np.float32(0)
@@ -26,12 +27,17 @@ _ZERO = np.float32(0)
 def dropout_scale_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def dropout_scale(seed, step, threshold, keep, scale):
+    @team_kernel
+    def dropout_scale(seed, step, threshold, keep, counter, scale):
         _ = digest
         key = mix64(mix64(seed + GAMMA) + step * GAMMA)
-        for k in prange(scale.shape[0]):
-            h = mix64(key + (np.uint64(k) + _ONE) * GAMMA)
-            scale[k] = _ZERO if (h >> _S40) < threshold else keep
+        n = scale.shape[0]
+        while True:
+            begin = next_chunk(counter, 0) * _CHUNK
+            if begin >= n:
+                break
+            for k in range(begin, min(n, begin + _CHUNK)):
+                h = mix64(key + (np.uint64(k) + _ONE) * GAMMA)
+                scale[k] = _ZERO if (h >> _S40) < threshold else keep
 
     return dropout_scale

@@ -25,16 +25,23 @@ import functools
 import math
 
 import numpy as np
-from numba import prange
+import numpy.typing as npt
 
-from sparse_embed.kernels._intrinsics import at, row_pointer
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function
+from sparse_embed.kernels._intrinsics import at, next_chunk, row_pointer
+from sparse_embed.kernels._jit import (
+    DIGEST,
+    cold_function,
+    device_function,
+    new_counter,
+    team_kernel,
+)
 from sparse_embed.kernels.reduce import dot
 
 SOFTMAX, SIGMOID = 0, 1  # `kind`
 
 _EXAMPLES = 8  # that share a pass over the weights
 _COLUMNS = 2048  # of a class that one thread takes
+_SMALL = 1 << 17  # multiplications: some 20 microseconds
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 
@@ -51,7 +58,7 @@ def softplus(x):
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
-@device_function
+@cold_function
 def softmax_loss(s, count, targets, begin, end, positive, scale):
     """Scores to their gradient, in place; returns the loss."""
     largest = s[0]
@@ -78,7 +85,7 @@ def softmax_loss(s, count, targets, begin, end, positive, scale):
     return loss * np.float64(scale)
 
 
-@device_function
+@cold_function
 def sigmoid_loss(s, count, targets, begin, end, positive, negative, scale):
     """Scores to their gradient, in place; returns the loss."""
     loss = 0.0
@@ -106,16 +113,24 @@ def score_block(hidden, weight, bias, begin, end, scores):
             scores[b, c] = dot(row_pointer(hidden, b), w, columns) + bias[c]
 
 
+def counter_of_head(batch: int, classes: int, columns: int) -> npt.NDArray[np.int64]:
+    """Of all three kernels: a small layer is done before another thread is awake."""
+    return new_counter(batch * classes * columns // _SMALL)
+
+
 @functools.cache
 def head_scores_cpu():
+    """kernel(hidden, weight, bias, counter, scores)"""
     digest = DIGEST
 
-    @cpu_kernel
-    def head_scores(hidden, weight, bias, scores):
+    @team_kernel
+    def head_scores(hidden, weight, bias, counter, scores):
         _ = digest
         batch = hidden.shape[0]
-        for block in prange((batch + _EXAMPLES - 1) // _EXAMPLES):
-            begin = block * _EXAMPLES
+        while True:
+            begin = next_chunk(counter, 0) * _EXAMPLES
+            if begin >= batch:
+                break
             score_block(hidden, weight, bias, begin, min(batch, begin + _EXAMPLES), scores)
 
     return head_scores
@@ -134,19 +149,24 @@ def clear(target, count):
 
 
 @functools.cache
-def head_gradients_cpu():
+def head_slopes_cpu():
+    """kernel(hidden, weight, bias, kind, targets, offsets, example, positive, negative, counter,
+    scores, dhidden, losses)
+    """
     digest = DIGEST
 
-    @cpu_kernel
-    def head_gradients(
-        hidden, weight, bias, kind, targets, offsets, example, positive, negative,
-        scores, dhidden, dweight, dbias, losses,
+    @team_kernel
+    def head_slopes(
+        hidden, weight, bias, kind, targets, offsets, example, positive, negative, counter,
+        scores, dhidden, losses,
     ):  # fmt: skip
         _ = digest
         batch, columns = hidden.shape
         classes = weight.shape[0]
-        for block in prange((batch + _EXAMPLES - 1) // _EXAMPLES):
-            begin = block * _EXAMPLES
+        while True:
+            begin = next_chunk(counter, 0) * _EXAMPLES
+            if begin >= batch:
+                break
             end = min(batch, begin + _EXAMPLES)
             score_block(hidden, weight, bias, begin, end, scores)
             for b in range(begin, end):
@@ -165,8 +185,25 @@ def head_gradients_cpu():
                 w = row_pointer(weight, c)
                 for b in range(begin, end):
                     add_scaled(row_pointer(dhidden, b), scores[b, c], w, columns)
+
+    return head_slopes
+
+
+@functools.cache
+def head_gradients_cpu():
+    """kernel(hidden, scores, counter, dweight, dbias), with the scores of `head_slopes`"""
+    digest = DIGEST
+
+    @team_kernel
+    def head_gradients(hidden, scores, counter, dweight, dbias):
+        _ = digest
+        batch, columns = hidden.shape
+        classes = dbias.shape[0]
         parts = (columns + _COLUMNS - 1) // _COLUMNS
-        for task in prange(classes * parts):
+        while True:
+            task = next_chunk(counter, 0)
+            if task >= classes * parts:
+                break
             c = task // parts
             low = (task % parts) * _COLUMNS
             count = min(columns - low, _COLUMNS)

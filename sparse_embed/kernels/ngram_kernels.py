@@ -6,7 +6,7 @@ Order    at each start from left to right, n = 1 .. maxn; those with n >= minn, 
          at either end; floret puts the whole "<word>" first, and each n-gram gives num_hashes rows
 UTF-8    a character is a byte and the continuation bytes (10xxxxxx) behind it, valid or not
 "</s>"   fastText's and floret's end of line: no n-grams
-Work     chunks of `_CHUNK` words
+Work     chunks of `CHUNK` words; counter: `_jit.new_counter`
 Source   fastText and floret, src/dictionary.cc, Dictionary::computeSubwords
 """
 
@@ -15,15 +15,15 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._bytes import byte_function, copy_bytes, load_u8, load_u32
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel
+from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._jit import DIGEST, team_kernel
 from sparse_embed.kernels.fnv import FNV_BASIS, fnv_byte
 from sparse_embed.kernels.hashing import OFFSETS, half_word
 from sparse_embed.kernels.murmur import murmur3_x64_128
 
-_CHUNK = 512
+CHUNK = 512
 _END_OF_LINE = np.uint32(int.from_bytes(b"</s>", "little"))
 _OPEN = np.uint8(ord("<"))
 _CLOSE = np.uint8(ord(">"))
@@ -38,14 +38,16 @@ def _is_continuation(byte):
 def count_ngrams_cpu(layout: int, floret: bool):
     digest = DIGEST
 
-    @cpu_kernel
-    def count_ngrams(base, starts, lengths, minn, maxn, num_hashes, counts):
-        """counts[i] = rows of word i; returns the longest word's bytes."""
+    @team_kernel
+    def count_ngrams(base, starts, lengths, minn, maxn, num_hashes, counter, longest, counts):
+        """counts[i] = rows of word i; longest[c] = the bytes of chunk c's longest word."""
         digest  # noqa: B018 - a closure cell: part of the disk cache's key
         n = counts.shape[0]
-        longest = np.zeros((n + _CHUNK - 1) // _CHUNK, np.int64)
-        for c in prange(longest.shape[0]):
-            for i in range(c * _CHUNK, min(n, (c + 1) * _CHUNK)):
+        while True:
+            c = next_chunk(counter, 0)
+            if c >= longest.shape[0]:
+                break
+            for i in range(c * CHUNK, min(n, (c + 1) * CHUNK)):
                 at = base + np.int64(starts[i])
                 if layout == OFFSETS:
                     length = np.int64(starts[i + 1]) - np.int64(starts[i])
@@ -66,7 +68,6 @@ def count_ngrams_cpu(layout: int, floret: bool):
                     else:
                         found += max(0, characters - size + 1)
                 counts[i] = (found + 1) * num_hashes if floret else found
-        return longest.max() if n > 0 else 0
 
     return count_ngrams
 
@@ -75,19 +76,21 @@ def count_ngrams_cpu(layout: int, floret: bool):
 def hash_ngrams_cpu(layout: int, floret: bool):
     digest = DIGEST
 
-    @cpu_kernel
+    @team_kernel
     def hash_ngrams(
         base, starts, lengths, minn, maxn, num_hashes, state, buckets, first_row, longest, offsets,
-        indices,
+        counter, indices,
     ):  # fmt: skip
         """indices[offsets[i]:offsets[i + 1]] = the rows of word i."""
         digest  # noqa: B018
         n = offsets.shape[0] - 1
-        chunks = (n + _CHUNK - 1) // _CHUNK
-        for c in prange(chunks):
-            scratch = np.empty(longest + 2, np.uint8)
-            text = np.int64(scratch.ctypes.data)
-            for i in range(c * _CHUNK, min(n, (c + 1) * _CHUNK)):
+        scratch = np.empty(longest + 2, np.uint8)
+        text = np.int64(scratch.ctypes.data)
+        while True:
+            c = next_chunk(counter, 0)
+            if c * CHUNK >= n:
+                break
+            for i in range(c * CHUNK, min(n, (c + 1) * CHUNK)):
                 out = offsets[i]
                 if offsets[i + 1] == out:
                     continue
@@ -136,13 +139,16 @@ def hash_ngrams_cpu(layout: int, floret: bool):
 def copy_bags_cpu():
     digest = DIGEST
 
-    @cpu_kernel
-    def copy_bags(which, from_offsets, from_indices, offsets, indices):
+    @team_kernel
+    def copy_bags(which, from_offsets, from_indices, offsets, counter, indices):
         """Bag i becomes a copy of bag which[i] of the cache; which[i] < 0: left as it is."""
         digest  # noqa: B018
         n = which.shape[0]
-        for c in prange((n + _CHUNK - 1) // _CHUNK):
-            for i in range(c * _CHUNK, min(n, (c + 1) * _CHUNK)):
+        while True:
+            begin = next_chunk(counter, 0) * CHUNK
+            if begin >= n:
+                break
+            for i in range(begin, min(n, begin + CHUNK)):
                 w = which[i]
                 if w >= 0:
                     source = from_offsets[w]

@@ -20,9 +20,9 @@ import functools
 import math
 
 import numpy as np
-from numba import prange
 
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function
+from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
 from sparse_embed.kernels.draws import GOLDEN, U32, below, mix64
 
 CHUNK = 128  # centres, or pairs; by size, never by threads
@@ -70,22 +70,26 @@ def draw_words(random, number, other_than, threshold, alias, words, begin, end):
 
 @functools.cache
 def count_pairs_cpu():
-    """kernel(key, window, order, lines, pairs)
+    """kernel(key, window, order, lines, counter, pairs)
 
     key      u8          of the batch
     window   u8          most words on each side
     order    (n,) i8     the centres: positions in the batch
     lines    (n,) i8     number of the line of each position; equal ones are neighbours
+    counter  `new_counter(chunks)`
     pairs    (n,) i8     out: pairs of each centre, in the order of `order`
     """
     digest = DIGEST
 
-    @cpu_kernel
-    def count_pairs(key, window, order, lines, pairs):
+    @team_kernel
+    def count_pairs(key, window, order, lines, counter, pairs):
         _ = digest
         n = order.shape[0]
-        for chunk in prange((n + CHUNK - 1) // CHUNK):
-            for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+        while True:
+            begin = next_chunk(counter, 0) * CHUNK
+            if begin >= n:
+                break
+            for i in range(begin, min(n, begin + CHUNK)):
                 half = half_window(key, order[i], window)
                 low, high = window_bounds(order[i], half, lines)
                 pairs[i] = high - low - 1
@@ -95,7 +99,8 @@ def count_pairs_cpu():
 
 @functools.cache
 def skipgram_cpu():
-    """kernel(key, window, negative, order, lines, tokens, firsts, threshold, alias, targets)
+    """kernel(key, window, negative, order, lines, tokens, firsts, threshold, alias, counter,
+              targets)
 
     As `count_pairs`, and
     negative          i8           words drawn for a pair
@@ -106,13 +111,18 @@ def skipgram_cpu():
     """
     digest = DIGEST
 
-    @cpu_kernel
-    def skipgram(key, window, negative, order, lines, tokens, firsts, threshold, alias, targets):
+    @team_kernel
+    def skipgram(
+        key, window, negative, order, lines, tokens, firsts, threshold, alias, counter, targets
+    ):  # fmt: skip
         _ = digest
         n = order.shape[0]
         number = np.uint64(threshold.shape[0])
-        for chunk in prange((n + CHUNK - 1) // CHUNK):
-            for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+        while True:
+            begin = next_chunk(counter, 0) * CHUNK
+            if begin >= n:
+                break
+            for i in range(begin, min(n, begin + CHUNK)):
                 place = order[i]
                 random = mix64(key + np.uint64(place) * GOLDEN)
                 low, high = window_bounds(place, half_window(key, place, window), lines)
@@ -132,7 +142,7 @@ def skipgram_cpu():
 
 @functools.cache
 def cbow_cpu():
-    """kernel(key, window, negative, lines, tokens, local, firsts, threshold, alias,
+    """kernel(key, window, negative, lines, tokens, local, firsts, threshold, alias, counter,
               contexts, targets)
 
     The roles turned round: centre i is o, and the words of its window together are c.
@@ -144,15 +154,19 @@ def cbow_cpu():
     """
     digest = DIGEST
 
-    @cpu_kernel
+    @team_kernel
     def cbow(
-        key, window, negative, lines, tokens, local, firsts, threshold, alias, contexts, targets
-    ):
+        key, window, negative, lines, tokens, local, firsts, threshold, alias, counter,
+        contexts, targets,
+    ):  # fmt: skip
         _ = digest
         n = tokens.shape[0]
         number = np.uint64(threshold.shape[0])
-        for chunk in prange((n + CHUNK - 1) // CHUNK):
-            for place in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+        while True:
+            begin = next_chunk(counter, 0) * CHUNK
+            if begin >= n:
+                break
+            for place in range(begin, min(n, begin + CHUNK)):
                 low, high = window_bounds(place, half_window(key, place, window), lines)
                 at = firsts[place]
                 for other in range(low, high):
@@ -171,19 +185,23 @@ def cbow_cpu():
 
 @functools.cache
 def logistic_gradients_cpu():
-    """kernel(negative, scores, losses)
+    """kernel(negative, scores, counter, losses)
 
     negative  i8                     entries 0, 1 + negative, 2 (1 + negative), ... have label 1
     scores    (P (1 + negative),) f4   in: x; out: sigmoid(x) - label
+    counter   `new_counter(chunks)`
     losses    (chunks,) f8           out: sums of the losses of 128 pairs each
     """
     digest = DIGEST
 
-    @cpu_kernel
-    def logistic_gradients(negative, scores, losses):
+    @team_kernel
+    def logistic_gradients(negative, scores, counter, losses):
         _ = digest
         pairs = scores.shape[0] // (1 + negative)
-        for chunk in prange((pairs + CHUNK - 1) // CHUNK):
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk * CHUNK >= pairs:
+                break
             loss = 0.0
             for pair in range(chunk * CHUNK, min(pairs, (chunk + 1) * CHUNK)):
                 for j in range(1 + negative):

@@ -4,6 +4,8 @@ Shapes   texts as in `kernels.hashing` (base, starts, lengths, layout) · counts
          offsets (B + 1,) i8 of tokens or of rows · hashes (T,) u8: one per token
 Tokens   the bytes between ASCII whitespace and NUL (fastText's readWord); with `end_of_line` the
          token "</s>" closes each text
+counter  `_jit.new_counter` of chunks of `CHUNK` texts
+closing  address of the bytes of "</s>"
 Rows     a text's words in order, then for each start i its n-grams of 2, 3, .. max_n words
 FASTTEXT hash = the 32-bit hash, sign-extended; h = h * 116049371 + next hash; row = h % buckets
 MURMUR3  hash = h1; h = fmix64(h * 9E3779B97F4A7C15 + next hash); row = h * buckets >> 64
@@ -15,19 +17,19 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
 from sparse_embed.kernels._bytes import byte_function, load_u8
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel
+from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._jit import DIGEST, team_kernel
 from sparse_embed.kernels.fnv import fasttext_hash
 from sparse_embed.kernels.hashing import FASTTEXT, OFFSETS, multiply_high
 from sparse_embed.kernels.murmur import fmix64, murmur3_x64_128
 
-_CHUNK = 64
+CHUNK = 64
 _PRIME = np.uint64(116049371)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _LOW32 = np.uint64(0xFFFFFFFF)
-_END_OF_LINE = np.frombuffer(b"</s>", np.uint8).copy()
+END_OF_LINE = np.frombuffer(b"</s>", np.uint8).copy()
 
 
 @byte_function
@@ -46,12 +48,15 @@ def _sign_extended(h):
 def count_tokens_cpu(layout: int):
     digest = DIGEST
 
-    @cpu_kernel
-    def count_tokens(base, starts, lengths, end_of_line, counts):
+    @team_kernel
+    def count_tokens(base, starts, lengths, end_of_line, counter, counts):
         digest  # noqa: B018 - a closure cell: part of the disk cache's key
         n = counts.shape[0]
-        for c in prange((n + _CHUNK - 1) // _CHUNK):
-            for i in range(c * _CHUNK, min(n, (c + 1) * _CHUNK)):
+        while True:
+            first = next_chunk(counter, 0) * CHUNK
+            if first >= n:
+                break
+            for i in range(first, min(n, first + CHUNK)):
                 at = base + np.int64(starts[i])
                 end = base + np.int64(starts[i + 1]) if layout == OFFSETS else at + lengths[i]
                 tokens = end_of_line
@@ -73,16 +78,15 @@ def count_tokens_cpu(layout: int):
 def hash_tokens_cpu(layout: int, scheme: int):
     digest = DIGEST
 
-    @cpu_kernel
-    def hash_tokens(base, starts, lengths, end_of_line, seed, offsets, hashes):
+    @team_kernel
+    def hash_tokens(base, starts, lengths, closing, seed, offsets, counter, hashes):
         digest  # noqa: B018
         n = offsets.shape[0] - 1
-        marker = np.empty(4, np.uint8)
-        for j in range(4):
-            marker[j] = _END_OF_LINE[j]
-        mark = np.int64(marker.ctypes.data)
-        for c in prange((n + _CHUNK - 1) // _CHUNK):
-            for i in range(c * _CHUNK, min(n, (c + 1) * _CHUNK)):
+        while True:
+            first = next_chunk(counter, 0) * CHUNK
+            if first >= n:
+                break
+            for i in range(first, min(n, first + CHUNK)):
                 if offsets[i] == offsets[i + 1]:  # no tokens, or missing: not read
                     continue
                 at = base + np.int64(starts[i])
@@ -95,12 +99,11 @@ def hash_tokens_cpu(layout: int, scheme: int):
                         at += 1
                     length = at - begin
                     if length == 0:
-                        begin, length = mark, np.int64(4)
+                        begin, length = closing, np.int64(4)
                     if scheme == FASTTEXT:
                         hashes[t] = _sign_extended(fasttext_hash(begin, length))
                     else:
                         hashes[t] = murmur3_x64_128(begin, length, seed, seed)[0]
-        return marker[0]  # keeps the marker alive to the end
 
     return hash_tokens
 
@@ -109,13 +112,18 @@ def hash_tokens_cpu(layout: int, scheme: int):
 def combine_tokens_cpu(scheme: int):
     digest = DIGEST
 
-    @cpu_kernel
-    def combine_tokens(hashes, tokens, with_words, max_n, buckets, first_row, offsets, indices):
+    @team_kernel
+    def combine_tokens(
+        hashes, tokens, with_words, max_n, buckets, first_row, offsets, counter, indices
+    ):  # fmt: skip
         """indices[offsets[i]:offsets[i + 1]] from hashes[tokens[i]:tokens[i + 1]]"""
         digest  # noqa: B018
         n = offsets.shape[0] - 1
-        for c in prange((n + _CHUNK - 1) // _CHUNK):
-            for i in range(c * _CHUNK, min(n, (c + 1) * _CHUNK)):
+        while True:
+            first = next_chunk(counter, 0) * CHUNK
+            if first >= n:
+                break
+            for i in range(first, min(n, first + CHUNK)):
                 out = offsets[i]
                 begin, end = tokens[i], tokens[i + 1]
                 if with_words:

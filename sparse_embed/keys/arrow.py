@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_embed.errors import ArgumentError
+from sparse_embed.kernels._jit import counter_of_items
 from sparse_embed.kernels.arrow_views import spans_of_views_cpu
 from sparse_embed.keys.chunks import EMPTY_LENGTHS, Bools, Chunk, Coded, Ids, KeyColumn, Strings
 
@@ -235,7 +236,8 @@ def _views(array: Any, missing: Bools | None, keep: object) -> Strings:
     buffers = np.array([array.buffers[i] or 0 for i in range(2, array.n_buffers - 1)], np.int64)
     views = (array.buffers[1] or 0) + array.offset * 16
     mask = _NO_MASK if missing is None else missing
-    spans_of_views_cpu()(views, buffers, mask, starts, lengths)
+    counter = counter_of_items(array.length)
+    spans_of_views_cpu()(views, buffers, mask, counter, starts, lengths)
     return Strings(0, starts, lengths, keep, missing)
 
 

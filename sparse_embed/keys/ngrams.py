@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels import hashing, ngram_kernels
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import counter_of_items, guard_fork, new_counter
 from sparse_embed.keys.chunks import Coded, Ids, Strings, first_true
 from sparse_embed.keys.hasher import KeyHasher, checked_integer
 from sparse_embed.keys.input import as_column
@@ -111,7 +111,8 @@ class NgramHasher:
         shape = (self.minn if self.maxn else 1, self.maxn, self.num_hashes)
         offsets = np.zeros(len(chunk) + 1, np.int64)
         count = ngram_kernels.count_ngrams_cpu(layout, floret)
-        longest = count(*words, *shape, offsets[1:])
+        longest = np.zeros(-(-len(chunk) // ngram_kernels.CHUNK), np.int64)
+        count(*words, *shape, new_counter(len(longest)), longest, offsets[1:])
         if missing is not None:
             offsets[1:][missing] = 0
         np.cumsum(offsets, out=offsets)
@@ -119,7 +120,7 @@ class NgramHasher:
         fill = ngram_kernels.hash_ngrams_cpu(layout, floret)
         fill(
             *words, *shape, np.uint64(self.seed), np.uint64(self.num_buckets), self.first_row,
-            longest, offsets, indices,
+            longest.max(initial=0), offsets, new_counter(len(longest)), indices,
         )  # fmt: skip
         return indices, offsets
 
@@ -274,7 +275,8 @@ def take_bags(which: Indices, bags: Bags) -> Bags:
         lengths = np.where(which < 0, 0, from_offsets[which + 1] - from_offsets[which])
         np.cumsum(lengths, out=offsets[1:])
     indices = np.empty(offsets[-1], np.int64)
-    ngram_kernels.copy_bags_cpu()(which, from_offsets, from_indices, offsets, indices)
+    counter = counter_of_items(len(indices))
+    ngram_kernels.copy_bags_cpu()(which, from_offsets, from_indices, offsets, counter, indices)
     return indices, offsets
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels import hashing, word_ngram_kernels
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import counter_of_items, guard_fork, new_counter
 from sparse_embed.keys.census import Census
 from sparse_embed.keys.chunks import Strings
 from sparse_embed.keys.hasher import KeyHasher, checked_integer
@@ -103,15 +103,19 @@ class WordNgramHasher:
     def _strings(self, chunk: Strings) -> Bags:
         missing = chunk.missing
         layout = hashing.SPANS if chunk.spans else hashing.OFFSETS
-        place = (chunk.base, chunk.starts, chunk.lengths, int(self.end_of_line))
+        place = (chunk.base, chunk.starts, chunk.lengths)
         tokens = np.zeros(len(chunk) + 1, np.int64)
-        word_ngram_kernels.count_tokens_cpu(layout)(*place, tokens[1:])
+        counter = new_counter(len(chunk) // word_ngram_kernels.CHUNK)
+        word_ngram_kernels.count_tokens_cpu(layout)(
+            *place, int(self.end_of_line), counter, tokens[1:]
+        )
         if missing is not None:
             tokens[1:][missing] = 0
         np.cumsum(tokens, out=tokens)
         hashes = np.empty(tokens[-1], np.uint64)
         hash_tokens = word_ngram_kernels.hash_tokens_cpu(layout, _SCHEMES[self.scheme])
-        hash_tokens(*place, np.uint64(self.seed), tokens, hashes)
+        closing, counter = word_ngram_kernels.END_OF_LINE.ctypes.data, counter_of_items(len(hashes))
+        hash_tokens(*place, closing, np.uint64(self.seed), tokens, counter, hashes)
         return self._combined(hashes, tokens)
 
     def of_tokens(self, tokens: Any, offsets: npt.ArrayLike) -> Bags:
@@ -166,6 +170,6 @@ class WordNgramHasher:
         combine = word_ngram_kernels.combine_tokens_cpu(_SCHEMES[self.scheme])
         combine(
             hashes, tokens, self.words, self.max_n, np.uint64(self.num_buckets), self.first_row,
-            offsets, indices,
+            offsets, counter_of_items(len(indices)), indices,
         )  # fmt: skip
         return indices, offsets

@@ -186,7 +186,7 @@ class Network:
             x = self.norm(x)
         scores = np.empty((len(x), self.shape.outputs), np.float32)
         guard_fork()
-        head.head_scores_cpu()(x, weight, bias, scores)
+        head.head_scores_cpu()(x, weight, bias, head.counter_of_head(len(x), *weight.shape), scores)
         return scores
 
     # ---- training -------------------------------------------------------------------------------
@@ -210,11 +210,14 @@ class Network:
         ds = np.empty((count, self.shape.outputs), np.float32)
         dx, losses = np.empty_like(x), np.empty(count, np.float64)
         guard_fork()
-        head.head_gradients_cpu()(
+        head.head_slopes_cpu()(
             x, weight, bias, _KINDS[self.shape.loss], targets.classes, targets.offsets,
             weights.example, weights.positive, weights.negative,
-            ds, dx, grad_weight, grad_bias, losses,
+            head.counter_of_head(count, *weight.shape), ds, dx, losses,
         )  # fmt: skip
+        head.head_gradients_cpu()(
+            x, ds, head.counter_of_head(count, *weight.shape), grad_weight, grad_bias
+        )
         if self.norm is not None:
             dx = self.norm.backward(dx)
             grad_norm_weight[:], grad_norm_bias[:] = self.norm.weight_grad, self.norm.bias_grad

@@ -24,7 +24,7 @@ import scipy.sparse
 from sparse_embed import ops
 from sparse_embed._typing import AnyArray, FloatArray, IndexArray
 from sparse_embed.kernels import skipgram as kernels
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import guard_fork, new_counter
 from sparse_embed.kernels.draws import alias_table_cpu
 from sparse_embed.keys import NgramVocabulary
 from sparse_embed.table import EmbeddingTable
@@ -121,7 +121,7 @@ class Objective:
         targets = np.empty(pairs * entries, np.int64)
         kernels.skipgram_cpu()(
             key, self._window, self._negative, merged.positions, lines, tokens, firsts,
-            self._sampler.threshold, self._sampler.alias, targets,
+            self._sampler.threshold, self._sampler.alias, _counter(len(tokens)), targets,
         )  # fmt: skip
         bags = self._subwords(merged.indices)
         hidden = self.inputs.lookup(*bags, mode="mean")
@@ -139,7 +139,7 @@ class Objective:
         targets = np.empty(n * entries, np.int64)
         kernels.cbow_cpu()(
             key, self._window, self._negative, lines, tokens, local, firsts,
-            self._sampler.threshold, self._sampler.alias, contexts, targets,
+            self._sampler.threshold, self._sampler.alias, _counter(n), contexts, targets,
         )  # fmt: skip
         if len(contexts) == 0:
             return Learned(0.0, 0)
@@ -163,7 +163,7 @@ class Objective:
     def _firsts(self, key: np.uint64, order: IndexArray, lines: IndexArray) -> IndexArray:
         """(n+1,) where the pairs of each centre begin."""
         firsts = np.zeros(len(order) + 1, np.int64)
-        kernels.count_pairs_cpu()(key, self._window, order, lines, firsts[1:])
+        kernels.count_pairs_cpu()(key, self._window, order, lines, _counter(len(order)), firsts[1:])
         np.cumsum(firsts, out=firsts)
         return firsts
 
@@ -174,7 +174,12 @@ class Objective:
         shares = self.outputs.per_sample_weights_grad(hidden, targets, bounds, mode="sum")
         pairs = len(targets) // (1 + self._negative)
         losses = np.empty(-(-pairs // kernels.CHUNK), np.float64)
-        kernels.logistic_gradients_cpu()(self._negative, shares, losses)
+        kernels.logistic_gradients_cpu()(self._negative, shares, new_counter(len(losses)), losses)
         upward = self.outputs.lookup(targets, bounds, mode="sum", per_sample_weights=shares)
         self.outputs.update(hidden, targets, bounds, mode="sum", per_sample_weights=shares)
         return upward, float(losses.sum())
+
+
+def _counter(positions: int) -> IndexArray:
+    """Of kernels that draw chunks of positions."""
+    return new_counter(-(-positions // kernels.CHUNK))

@@ -7,6 +7,7 @@ import pytest
 
 from sparse_embed import reference_layers as reference
 from sparse_embed.kernels import head
+from sparse_embed.kernels._jit import new_counter
 
 RNG = np.random.default_rng(0)
 
@@ -31,7 +32,9 @@ def run(kind: int, arrays):
         np.empty(len(weight), np.float32),
         np.empty(len(hidden), np.float64),
     )
-    head.head_gradients_cpu()(*arrays[:3], kind, *arrays[3:], *out)
+    ds, dhidden, dweight, dbias, losses = out
+    head.head_slopes_cpu()(*arrays[:3], kind, *arrays[3:], new_counter(), ds, dhidden, losses)
+    head.head_gradients_cpu()(hidden, ds, new_counter(), dweight, dbias)
     return out
 
 
@@ -55,7 +58,7 @@ def test_is_its_twin(kind, shape):
     ds, dhidden, dweight, dbias, losses = run(kind, arrays)
     hidden, weight, bias = arrays[:3]
     scores = np.empty_like(ds)
-    head.head_scores_cpu()(hidden, weight, bias, scores)
+    head.head_scores_cpu()(hidden, weight, bias, new_counter(), scores)
     assert np.array_equal(scores, reference.dense_scores(hidden, weight, bias))
     if shape[0]:
         expected, twin_losses = of_twin(kind, arrays)

@@ -97,6 +97,7 @@ def test_one_batch_is_what_it_says(sg, maxn):
 def test_negatives_follow_the_counts():
     objective, _, _, sampler, *_ = _objective(True, 0)
     from sparse_embed.kernels import skipgram as kernels
+    from sparse_embed.kernels._jit import new_counter
 
     n = 20_000
     tokens, lines = np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -106,7 +107,7 @@ def test_negatives_follow_the_counts():
     targets = np.empty(firsts[-1] * 5, np.int64)
     kernels.skipgram_cpu()(
         np.uint64(3), np.uint64(3), 4, order, lines, tokens, firsts,
-        sampler.threshold, sampler.alias, targets,
+        sampler.threshold, sampler.alias, new_counter(), targets,
     )  # fmt: skip
     drawn = np.bincount(targets.reshape(-1, 5)[:, 1:].ravel(), minlength=20)
     wanted = np.sqrt(np.arange(20, 0, -1.0))
