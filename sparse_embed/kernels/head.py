@@ -27,7 +27,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from sparse_embed.kernels._intrinsics import at, next_chunk, row_pointer
+from sparse_embed.kernels._intrinsics import at, next_chunk, row_pointer, stack_f32
 from sparse_embed.kernels._jit import (
     DIGEST,
     cold_function,
@@ -35,27 +35,18 @@ from sparse_embed.kernels._jit import (
     new_counter,
     team_kernel,
 )
+from sparse_embed.kernels.contrast_losses import sigmoid_and_log
+from sparse_embed.kernels.exponential import exp_of
 from sparse_embed.kernels.reduce import dot
 
 SOFTMAX, SIGMOID = 0, 1  # `kind`
 
 _EXAMPLES = 8  # that share a pass over the weights
-_COLUMNS = 2048  # of a class that one thread takes
+_COLUMNS = 2048  # of a class that a thread takes at a time
+_PASS = 64  # classes whose exponentials are computed together
 _SMALL = 1 << 17  # multiplications: some 20 microseconds
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-
-
-@device_function
-def exp_f32(x):
-    """e^x in float32, through float64: the same bits wherever libm rounds float64 well."""
-    return np.float32(math.exp(np.float64(x)))
-
-
-@device_function
-def softplus(x):
-    """ln(1 + e^x) in float64, without overflow."""
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
 @cold_function
@@ -65,7 +56,6 @@ def softmax_loss(s, count, targets, begin, end, positive, scale):
     for c in range(count):
         largest = s[c] if s[c] > largest else largest
     total = _ZERO
-    loss = 0.0
     picked = 0.0
     shares = _ZERO
     part = _ONE / np.float32(max(end - begin, 1))
@@ -74,7 +64,8 @@ def softmax_loss(s, count, targets, begin, end, positive, scale):
         shares += share
         picked += np.float64(share) * np.float64(s[targets[t]] - largest)
     for c in range(count):
-        s[c] = exp_f32(s[c] - largest)
+        s[c] = exp_of(s[c] - largest)
+    for c in range(count):
         total += s[c]
     loss = np.float64(shares) * math.log(np.float64(total)) - picked
     factor = scale * shares / total
@@ -88,18 +79,24 @@ def softmax_loss(s, count, targets, begin, end, positive, scale):
 @cold_function
 def sigmoid_loss(s, count, targets, begin, end, positive, negative, scale):
     """Scores to their gradient, in place; returns the loss."""
+    scores, costs = stack_f32(_PASS), stack_f32(_PASS)
     loss = 0.0
     t = begin
-    for c in range(count):
-        x = np.float64(s[c])
-        p = _ONE / (_ONE + exp_f32(-s[c]))
-        if t < end and targets[t] == c:
-            loss += np.float64(positive[c]) * softplus(-x)
-            s[c] = scale * (positive[c] * (p - _ONE))
-            t += 1
-        else:
-            loss += np.float64(negative[c]) * softplus(x)
-            s[c] = scale * (negative[c] * p)
+    for low in range(0, count, _PASS):
+        number = min(_PASS, count - low)
+        x = at(s, low)
+        for c in range(number):  # as if none were a target
+            scores[c] = x[c]
+            x[c], costs[c] = sigmoid_and_log(x[c])
+        for c in range(number):
+            if t < end and targets[t] == low + c:
+                p, cost = sigmoid_and_log(-scores[c])
+                loss += np.float64(positive[low + c]) * np.float64(cost)
+                x[c] = -(scale * (positive[low + c] * p))
+                t += 1
+            else:
+                loss += np.float64(negative[low + c]) * np.float64(costs[c])
+                x[c] = scale * (negative[low + c] * x[c])
     return loss * np.float64(scale)
 
 
@@ -200,21 +197,24 @@ def head_gradients_cpu():
         batch, columns = hidden.shape
         classes = dbias.shape[0]
         parts = (columns + _COLUMNS - 1) // _COLUMNS
+        tasks = classes * parts
+        group = 1 + _SMALL // (4 * (batch + 1) * min(columns, _COLUMNS))
         while True:
-            task = next_chunk(counter, 0)
-            if task >= classes * parts:
+            first = next_chunk(counter, 0) * group
+            if first >= tasks:
                 break
-            c = task // parts
-            low = (task % parts) * _COLUMNS
-            count = min(columns - low, _COLUMNS)
-            target = at(row_pointer(dweight, c), low)
-            clear(target, count)
-            total = _ZERO
-            for b in range(batch):
-                g = scores[b, c]
-                total += g
-                add_scaled(target, g, at(row_pointer(hidden, b), low), count)
-            if low == 0:
-                dbias[c] = total
+            for task in range(first, min(tasks, first + group)):
+                c = task // parts
+                low = (task % parts) * _COLUMNS
+                count = min(columns - low, _COLUMNS)
+                target = at(row_pointer(dweight, c), low)
+                clear(target, count)
+                total = _ZERO
+                for b in range(batch):
+                    g = scores[b, c]
+                    total += g
+                    add_scaled(target, g, at(row_pointer(hidden, b), low), count)
+                if low == 0:
+                    dbias[c] = total
 
     return head_gradients

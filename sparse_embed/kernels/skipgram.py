@@ -17,20 +17,18 @@ Layout   a pair takes 1 + negative entries: o first, then the words drawn.  Pair
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 
-from sparse_embed.kernels._intrinsics import next_chunk
+from sparse_embed.kernels._intrinsics import at, first, next_chunk
 from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
+from sparse_embed.kernels.contrast_losses import sigmoid_and_log
 from sparse_embed.kernels.draws import GOLDEN, U32, below, mix64
 
 CHUNK = 128  # centres, or pairs; by size, never by threads
 ATTEMPTS = 32  # draws of a word other than o, before its neighbour in the vocabulary is taken
 _WINDOW = np.uint64(0xD1B54A32D192ED03)  # sets the draw of the window apart from that of negatives
 _U1 = np.uint64(1)
-_ONE = np.float32(1)
-_ZERO = np.float32(0)
 
 
 @device_function
@@ -197,21 +195,25 @@ def logistic_gradients_cpu():
     @team_kernel
     def logistic_gradients(negative, scores, counter, losses):
         _ = digest
-        pairs = scores.shape[0] // (1 + negative)
+        entries = 1 + negative
+        pairs = scores.shape[0] // entries
+        terms_of = np.empty(CHUNK * entries, np.float32)
+        terms = first(terms_of)
         while True:
             chunk = next_chunk(counter, 0)
             if chunk * CHUNK >= pairs:
                 break
+            x = at(first(scores), chunk * CHUNK * entries)
+            number = min(CHUNK, pairs - chunk * CHUNK) * entries
+            for k in range(0, number, entries):
+                x[k] = -x[k]
+            for k in range(number):  # for vectors of the machine: no sums, no branches
+                x[k], terms[k] = sigmoid_and_log(x[k])
+            for k in range(0, number, entries):
+                x[k] = -x[k]
             loss = 0.0
-            for pair in range(chunk * CHUNK, min(pairs, (chunk + 1) * CHUNK)):
-                for j in range(1 + negative):
-                    k = pair * (1 + negative) + j
-                    x = scores[k] if j == 0 else -scores[k]
-                    # 1 - sigmoid(x), and ln(1 + e^-x) without overflow
-                    g = _ONE / (_ONE + np.float32(math.exp(x)))
-                    small = np.float32(math.exp(-abs(x)))
-                    loss += np.float64(max(-x, _ZERO) + np.float32(math.log1p(small)))
-                    scores[k] = -g if j == 0 else g
+            for k in range(number):
+                loss += np.float64(terms[k])
             losses[chunk] = loss
 
     return logistic_gradients

@@ -62,7 +62,7 @@ def test_is_its_twin(kind, shape):
     assert np.array_equal(scores, reference.dense_scores(hidden, weight, bias))
     if shape[0]:
         expected, twin_losses = of_twin(kind, arrays)
-        # e^x is rounded once from float64 in the kernel, by NumPy's own float32 routine in the twin
+        # e^x is the kernel's own, by NumPy's float32 routine in the twin; each is off by an ulp
         np.testing.assert_allclose(ds, expected, rtol=2e-5, atol=1e-6)
         np.testing.assert_allclose(losses, twin_losses, rtol=1e-4, atol=1e-5)
     for found, twin in zip(
