@@ -60,6 +60,22 @@ def _inner(function, **options):
     return function
 
 
+def compiled_as(implementation):
+    """Of a formula in plain Python that Numba cannot read: kernels compile `implementation`, of the
+    same arguments, in its place."""
+
+    def decorate(function):
+        options = {"forceinline": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+        @numba.extending.overload(function, jit_options=options, strict=False)
+        def chosen(*args):
+            return implementation
+
+        return function
+
+    return decorate
+
+
 def _source_digest() -> int:
     """A 63-bit digest of the sources of this folder (about 0.5 ms)."""
     digest = hashlib.blake2b(digest_size=8)

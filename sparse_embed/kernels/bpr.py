@@ -22,13 +22,19 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
-from sparse_embed.kernels._intrinsics import at, first, prefetch_row, row_pointer, stack_f32
-from sparse_embed.kernels._jit import DIGEST, cold_function, cpu_kernel, device_function
+from sparse_embed.kernels._intrinsics import (
+    at,
+    first,
+    next_chunk,
+    prefetch_row,
+    row_pointer,
+    stack_f32,
+)
+from sparse_embed.kernels._jit import DIGEST, cold_function, device_function, team_kernel
 from sparse_embed.kernels.differences import add_scaled_difference, dot_difference
 from sparse_embed.kernels.exponential import exp_of, log_of
-from sparse_embed.kernels.lanes import add_scaled_row, zero_row
+from sparse_embed.kernels.lanes import add_scaled_row, copy_row, zero_row
 
 ONE = np.float32(1)
 ZERO = np.float32(0)
@@ -69,36 +75,40 @@ def to_slopes(shares, opponents, terms, begin, end):
 
 @functools.cache
 def bpr_gradients_cpu(dim: int):
-    """kernel(size, reg, starts, upstream, items, rows, opponents, tiles, bags, shares, user_grad,
-              losses)
+    """kernel(size, reg, starts, users, items, rows, opponents, tiles, bags, shares, upstream,
+              counter, losses)
 
     size       int               users of a tile
     reg        f4                L2 weight
     starts     (U+1,) i8         triplets [starts[u], starts[u+1]) are those of user u
-    upstream   (U + M, D+1) f4   in: p_u and a last column not used; out: [p_u, 1], and behind
-                                 them the gradients by the negatives
+    users      (U, D+1) f4       in: p_u and a last column not used; out: its gradient, and 0
     items      (V, D+1) f4       q of the items of the batch
     rows       (B + M,) i8       where each item taken, and each negative, is among them
     opponents  (B,) i8           the negative of each triplet; -1: none, it does not count
     tiles      (T+1,) i8         tile t has the negatives [tiles[t], tiles[t+1])
     bags       (B + M,) i8       out: the row of `upstream` for each position of `rows`, and
     shares     (B + M,) f4       out: how much of it is that item's gradient: -g; 1 of negatives
-    user_grad  (U, D+1) f4       out; the last column 0
+    upstream   (U + M, D+1) f4   out: [p_u, 1], and behind them the gradients by the negatives
+    counter    `new_counter`
     losses     (T,) f8           out: sums of -ln sigmoid(x) by tile
     """
     digest = DIGEST
     width = dim + 1
 
-    @cpu_kernel
+    @team_kernel
     def kernel(
-        size, reg, starts, upstream, items, rows, opponents, tiles, bags, shares, user_grad, losses
+        size, reg, starts, users, items, rows, opponents, tiles, bags, shares, upstream, counter,
+        losses,
     ):  # fmt: skip
         _ = digest
-        number, batch = user_grad.shape[0], opponents.shape[0]
-        for tile in prange(losses.shape[0]):
-            row_of, bag_of, share = first(rows), first(bags), first(shares)
-            start_of, opponent = first(starts), first(opponents)
-            terms = stack_f32(_TERMS)
+        number, batch = users.shape[0], opponents.shape[0]
+        row_of, bag_of, share = first(rows), first(bags), first(shares)
+        start_of, opponent = first(starts), first(opponents)
+        terms, total = stack_f32(_TERMS), stack_f32(dim)
+        while True:
+            tile = next_chunk(counter, 0)
+            if tile >= losses.shape[0]:
+                break
             for m in range(tiles[tile], tiles[tile + 1]):
                 zero_row(row_pointer(upstream, number + m), width)
                 bag_of[batch + m] = number + m
@@ -110,6 +120,8 @@ def bpr_gradients_cpu(dim: int):
                 end = min(begin + _USERS, number, (tile + 1) * size)
                 for u in range(begin, end):
                     p = row_pointer(upstream, u)
+                    copy_row(p, row_pointer(users, u), dim)
+                    p[dim] = ONE
                     for k in range(start_of[u], start_of[u + 1]):
                         prefetch_row(items, row_of[min(k + _AHEAD, batch - 1)], width)
                         bag_of[k] = u
@@ -119,9 +131,8 @@ def bpr_gradients_cpu(dim: int):
                         share[k] = x + (taken[dim] - other[dim])
                 loss += to_slopes(share, opponent, terms, start_of[begin], start_of[end])
                 for u in range(begin, end):
-                    p, total = row_pointer(upstream, u), row_pointer(user_grad, u)
-                    p[dim] = ONE
-                    zero_row(total, width)
+                    p = row_pointer(upstream, u)
+                    zero_row(total, dim)
                     add_scaled_row(total, p, penalty(reg, start_of[u + 1] - start_of[u]), dim)
                     for k in range(start_of[u], start_of[u + 1]):
                         m = opponent[k]
@@ -131,6 +142,9 @@ def bpr_gradients_cpu(dim: int):
                         other = row_pointer(items, row_of[batch + m])
                         add_scaled_difference(total, taken, other, share[k], dim)
                         add_scaled_row(row_pointer(upstream, number + m), p, -share[k], width)
+                    grad = row_pointer(users, u)
+                    copy_row(grad, total, dim)
+                    grad[dim] = ZERO
             losses[tile] = loss
 
     return kernel
@@ -138,20 +152,25 @@ def bpr_gradients_cpu(dim: int):
 
 @functools.cache
 def places_cpu():
-    """kernel(starts, positions, rows): which unique item each position of a merged batch has.
+    """kernel(starts, positions, counter, rows): which unique item each position of a merged batch
+    has.
 
     starts     (V+1,) i8, positions (n,) i8   of `ops.merge`
+    counter    `new_counter`
     rows       (n,) i8                        out: v for the positions of segment v
     """
     digest = DIGEST
 
-    @cpu_kernel
-    def kernel(starts, positions, rows):
+    @team_kernel
+    def kernel(starts, positions, counter, rows):
         _ = digest
         number = starts.shape[0] - 1
-        for chunk in prange((number + CHUNK - 1) // CHUNK):
-            row_of, position, start = first(rows), first(positions), first(starts)
-            for v in range(chunk * CHUNK, min(number, (chunk + 1) * CHUNK)):
+        row_of, position, start = first(rows), first(positions), first(starts)
+        while True:
+            begin = next_chunk(counter, 0) * CHUNK
+            if begin >= number:
+                break
+            for v in range(begin, min(number, begin + CHUNK)):
                 for s in range(start[v], start[v + 1]):
                     row_of[position[s]] = v
 
@@ -160,19 +179,22 @@ def places_cpu():
 
 @functools.cache
 def penalize_cpu(dim: int):
-    """kernel(reg, starts, rows, grad): grad[v] += reg (starts[v+1] - starts[v]) rows[v]
+    """kernel(reg, starts, rows, counter, grad): grad[v] += reg (starts[v+1] - starts[v]) rows[v]
 
-    reg f4 · starts (V+1,) i8 · rows, grad (V, D+1) f4
+    reg f4 · starts (V+1,) i8 · rows, grad (V, D+1) f4 · counter `new_counter`
     """
     digest = DIGEST
     width = dim + 1
 
-    @cpu_kernel
-    def kernel(reg, starts, rows, grad):
+    @team_kernel
+    def kernel(reg, starts, rows, counter, grad):
         _ = digest
         number = rows.shape[0]
-        for chunk in prange((number + CHUNK - 1) // CHUNK):
-            for v in range(chunk * CHUNK, min(number, (chunk + 1) * CHUNK)):
+        while True:
+            begin = next_chunk(counter, 0) * CHUNK
+            if begin >= number:
+                break
+            for v in range(begin, min(number, begin + CHUNK)):
                 row, out = row_pointer(rows, v), row_pointer(grad, v)
                 add_scaled_row(out, row, penalty(reg, starts[v + 1] - starts[v]), width)
 

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparse_embed.kernels._jit import device_function
+from sparse_embed.kernels._intrinsics import bits, from_bits
+from sparse_embed.kernels._jit import compiled_as, device_function
 
 _LEAST = np.float32(-87)
 _LOG2_E = np.float32(1.44269504088896341)
 _ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and taking it away rounds to an integer
+_BIAS, _MANTISSA = np.uint32(127), np.uint32(23)  # of a float32's exponent, and below it
 _LN2_HIGH = np.float32(0.693359375)  # 10 bits: times k it is exact
 _LN2_LOW = np.float32(-2.12194440e-4)
 _P5 = np.float32(1.9875691500e-4)
@@ -31,34 +33,34 @@ _P0 = np.float32(5.0000001201e-1)
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
-_H64, _H32, _H16, _H8, _H4, _H2, _H1 = (np.float32(2.0**-n) for n in (64, 32, 16, 8, 4, 2, 1))
-_N64, _N32, _N16, _N8, _N4, _N2, _N1 = (np.float32(n) for n in (64, 32, 16, 8, 4, 2, 1))
+_H16, _H8, _H4, _H2, _H1 = (np.float32(2.0**-n) for n in (16, 8, 4, 2, 1))
+_N16, _N8, _N4, _N2, _N1 = (np.float32(n) for n in (16, 8, 4, 2, 1))
 _Q16, _Q8, _Q4, _Q2, _Q1 = (np.float32(2.0**n) for n in (16, 8, 4, 2, 1))
 _A3, _A5, _A7, _A9, _A11, _A13, _A15 = (np.float32(1 / n) for n in (3, 5, 7, 9, 11, 13, 15))
 
 
-@device_function
-def _take(left, scale, bit, half):
-    """One binary digit of 2^-left; without a conversion to integers, so that NaN stays NaN."""
-    has = left >= bit
-    return (left - bit if has else left), (scale * half if has else scale)
+def _two_to_compiled(rounded):
+    return from_bits(np.uint32(np.uint32(bits(rounded) + _BIAS) << _MANTISSA))
+
+
+@compiled_as(_two_to_compiled)
+def two_to(rounded):
+    """2^k for -126 <= k <= 0, from k + _ROUND, whose last bits are k's.
+
+    Without a conversion to integers, so that it takes a NaN: some number comes out.
+    """
+    return np.uint32((np.float32(rounded).view(np.uint32) + _BIAS) << _MANTISSA).view(np.float32)
 
 
 @device_function
 def exp_of(x):
     """e^x for x <= 0, float32; see the top of the file."""
     x = _LEAST if x < _LEAST else x
-    k = (x * _LOG2_E + _ROUND) - _ROUND
+    rounded = x * _LOG2_E + _ROUND
+    k = rounded - _ROUND
     r = (x - k * _LN2_HIGH) - k * _LN2_LOW
     p = ((((_P5 * r + _P4) * r + _P3) * r + _P2) * r + _P1) * r + _P0
-    left, scale = _take(-k, _ONE, _N64, _H64)
-    left, scale = _take(left, scale, _N32, _H32)
-    left, scale = _take(left, scale, _N16, _H16)
-    left, scale = _take(left, scale, _N8, _H8)
-    left, scale = _take(left, scale, _N4, _H4)
-    left, scale = _take(left, scale, _N2, _H2)
-    left, scale = _take(left, scale, _N1, _H1)
-    return ((p * (r * r) + r) + _ONE) * scale
+    return ((p * (r * r) + r) + _ONE) * two_to(rounded)
 
 
 @device_function

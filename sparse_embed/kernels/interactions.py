@@ -14,10 +14,15 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange
 
-from sparse_embed.kernels._intrinsics import at, first, prefetch_read
-from sparse_embed.kernels._jit import DIGEST, cpu_kernel, device_function, serial_kernel
+from sparse_embed.kernels._intrinsics import at, first, next_chunk, prefetch_read, unlikely
+from sparse_embed.kernels._jit import (
+    DIGEST,
+    cold_function,
+    device_function,
+    serial_kernel,
+    team_kernel,
+)
 from sparse_embed.kernels.draws import GOLDEN, LOW_32, U32, below, mix64
 
 CHUNK = 256  # interactions; by size, never by threads
@@ -110,30 +115,34 @@ def filter_cpu():
 
 @functools.cache
 def sample_pairs_cpu():
-    """kernel(key, start, half_bits, rows, columns, users, items)
+    """kernel(key, start, half_bits, rows, columns, counter, users, items)
 
     key, start  uint64     the epoch's key; number of the batch's first interaction
     half_bits   uint64     2**(2 half_bits) >= n
     rows        (n,) i4    user of each interaction
     columns     (n,) i4    its item as a position in the catalogue; sorted within a user
+    counter     `new_counter`
     users       (B,) i8    out
     items       (B,) i8    out: positions in the catalogue
     """
     digest = DIGEST
 
-    @cpu_kernel
-    def kernel(key, start, half_bits, rows, columns, users, items):
+    @team_kernel
+    def kernel(key, start, half_bits, rows, columns, counter, users, items):
         _ = digest
         batch = users.shape[0]
         total = np.uint64(columns.shape[0])
-        for chunk in prange((batch + CHUNK - 1) // CHUNK):
-            end = min(batch, (chunk + 1) * CHUNK)
-            for k in range(chunk * CHUNK, end):
+        while True:
+            begin = next_chunk(counter, 0) * CHUNK
+            if begin >= batch:
+                break
+            end = min(batch, begin + CHUNK)
+            for k in range(begin, end):
                 place = np.int64(permute(start + np.uint64(k), total, half_bits, key))
                 users[k] = place
                 prefetch_read(at(first(rows), place))
                 prefetch_read(at(first(columns), place))
-            for k in range(chunk * CHUNK, end):
+            for k in range(begin, end):
                 place = users[k]
                 users[k] = rows[place]
                 items[k] = columns[place]
@@ -141,9 +150,17 @@ def sample_pairs_cpu():
     return kernel
 
 
+@device_function
+def even_place(key, k, batch, batches):
+    """Which interaction is number k of the batch; see `sample_even_cpu`."""
+    start = below(mix64(key + np.uint64(k) * GOLDEN), np.uint64(batches))
+    turned = np.int64(start) + batch
+    return k * batches + (turned if turned < batches else turned - batches)
+
+
 @functools.cache
 def sample_even_cpu():
-    """kernel(key, batch, batches, rows, columns, users, items)
+    """kernel(key, batch, batches, rows, columns, catalogue, counter, firsts, users, items)
 
     Interaction number k of the batch is one of the k-th `batches` neighbours among all: a batch
     is spread evenly over the users, lies by user, and is read from front to back.  Each group of
@@ -153,37 +170,104 @@ def sample_even_cpu():
     batch, batches  int        number of the batch, from 0, and how many make up the epoch
     rows            (n,) i4    user of each interaction, ascending
     columns         (n,) i4    its item as a position in the catalogue
-    users           (G,) i8    out; G = ceil(n / batches), the last one is not always used
-    items           (G,) i8    out: positions in the catalogue
-
-    Returns how many are used.
+    catalogue       (C,) i8
+    counter         `new_counter`
+    firsts          (chunks + 1,) i8   out: how many users begin in the chunks of CHUNK before each
+    users           (G,) i8    out; G = ceil(n / batches), -1 where the last one is not used
+    items           (G,) i8    out: as the catalogue numbers them
     """
     digest = DIGEST
 
-    @cpu_kernel
-    def kernel(key, batch, batches, rows, columns, users, items):
+    @team_kernel
+    def kernel(key, batch, batches, rows, columns, catalogue, counter, firsts, users, items):
         _ = digest
-        groups, total = users.shape[0], columns.shape[0]
-        around = np.uint64(batches)
-        short = 0
-        for chunk in prange((groups + CHUNK - 1) // CHUNK):
-            for k in range(chunk * CHUNK, min(groups, (chunk + 1) * CHUNK)):
-                turned = np.int64(below(mix64(key + np.uint64(k) * GOLDEN), around)) + batch
-                place = k * batches + (turned if turned < batches else turned - batches)
+        groups, total, chunks = users.shape[0], columns.shape[0], firsts.shape[0] - 1
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= chunks:
+                break
+            begin = chunk * CHUNK
+            before = np.int64(-1)
+            if begin > 0:
+                before = np.int64(rows[even_place(key, begin - 1, batch, batches)])
+            count = 0
+            for k in range(begin, min(groups, begin + CHUNK)):
+                place = even_place(key, k, batch, batches)
                 if place >= total:
-                    short += 1
+                    users[k] = -1
                     continue
-                users[k] = rows[place]
-                items[k] = columns[place]
-        return groups - short
+                user = np.int64(rows[place])
+                users[k] = user
+                items[k] = catalogue[columns[place]]
+                count += 1 if user != before else 0
+                before = user
+            firsts[chunk] = count
+            if next_chunk(counter, 1) == chunks - 1:  # the last one to be done
+                begun = 0
+                for c in range(chunks):
+                    count = firsts[c]
+                    firsts[c] = begun
+                    begun += count
+                firsts[chunks] = begun
 
     return kernel
 
 
 @functools.cache
+def each_user_cpu():
+    """kernel(all_users, firsts, counter, users, starts): who has interactions, and from where on.
+
+    all_users  (B,) i8      ascending; of `sample_even_cpu`, as
+    firsts     (chunks + 1,) i8
+    counter    `new_counter`
+    users      (U,) i8      out: U = firsts[chunks]
+    starts     (U + 1,) i8  out, but for the last one
+    """
+    digest = DIGEST
+
+    @team_kernel
+    def kernel(all_users, firsts, counter, users, starts):
+        _ = digest
+        batch, chunks = all_users.shape[0], firsts.shape[0] - 1
+        while True:
+            chunk = next_chunk(counter, 0)
+            if chunk >= chunks:
+                break
+            begin, u = chunk * CHUNK, firsts[chunk]
+            before = np.int64(-1)
+            if begin > 0:
+                before = all_users[begin - 1]
+            for k in range(begin, min(batch, begin + CHUNK)):
+                user = all_users[k]
+                if user != before:
+                    users[u] = user
+                    starts[u] = k
+                    u += 1
+                before = user
+
+    return kernel
+
+
+@device_function
+def next_of(candidate, low, high):
+    """The next of the candidates low..high-1, who go round."""
+    return candidate + 1 if candidate + 1 < high else low
+
+
+@cold_function
+def another(user, candidate, negatives, low, high, columns, begin, end, bits, shift):
+    """The first after this candidate that the user did not take; -1: there is none."""
+    for _attempt in range(low + 1, high):
+        candidate = next_of(candidate, low, high)
+        if not took(user, negatives[candidate], columns, begin, end, bits, shift):
+            return candidate
+    return -1
+
+
+@functools.cache
 def sample_opponents_cpu():
     """kernel(key, first_draw, starts, users, tiles, size, indptr, columns, alias, bits, shift,
-              negatives, opponents)
+              counter, negatives, opponents)
 
     A tile is `size` users.  Its negatives go round among its interactions, so that those of a user
     stand against different ones; where the user took one, the next of the tile stands in.
@@ -197,58 +281,78 @@ def sample_opponents_cpu():
     columns          (n,) i4    what they took: positions in the catalogue, sorted within a user
     alias            (C,) u8    see `draw_alias`
     bits, shift                 see `filter_cpu`
+    counter          `new_counter`
     negatives        (M,) i8    out: positions in the catalogue
     opponents        (B,) i8    out: which negative stands against each interaction; -1: the user
                                 took all of the tile's
     """
     digest = DIGEST
 
-    @cpu_kernel
+    @team_kernel
     def kernel(
         key, first_draw, starts, users, tiles, size, indptr, columns, alias, bits, shift,
-        negatives, opponents,
+        counter, negatives, opponents,
     ):  # fmt: skip
         _ = digest
         number = np.uint64(alias.shape[0])
-        for tile in prange(tiles.shape[0] - 1):
+        negative, opponent, start, filtered = (
+            first(negatives),
+            first(opponents),
+            first(starts),
+            first(bits),
+        )
+        while True:
+            tile = next_chunk(counter, 0)
+            if tile >= tiles.shape[0] - 1:
+                break
             low, high = tiles[tile], tiles[tile + 1]
             for m in range(low, high):
                 random = mix64((key ^ NEGATIVE) + (first_draw + np.uint64(m)) * GOLDEN)
-                negatives[m] = draw_alias(random, number, alias)
-            at_turn = low
-            for u in range(tile * size, min(users.shape[0], (tile + 1) * size)):
+                negative[m] = draw_alias(random, number, alias)
+            # The filter is too large for a cache: all that a tile reads of it is asked for first.
+            candidate = low
+            last = min(users.shape[0], (tile + 1) * size)
+            for u in range(tile * size, last):
+                user = users[u]
+                for k in range(start[u], start[u + 1]):
+                    opponent[k] = candidate
+                    bit = filter_bit(user, negative[candidate], shift)
+                    prefetch_read(at(filtered, np.int64(bit >> U3)))
+                    candidate = next_of(candidate, low, high)
+            for u in range(tile * size, last):
                 user = users[u]
                 begin, end = indptr[user], indptr[user + 1]
-                for k in range(starts[u], starts[u + 1]):
-                    opponents[k] = -1
-                    candidate = at_turn
-                    for _attempt in range(low, high):
-                        if not took(user, negatives[candidate], columns, begin, end, bits, shift):
-                            opponents[k] = candidate
-                            break
-                        candidate = candidate + 1 if candidate + 1 < high else low
-                    at_turn = at_turn + 1 if at_turn + 1 < high else low
+                for k in range(start[u], start[u + 1]):
+                    candidate = opponent[k]
+                    if unlikely(took(user, negative[candidate], columns, begin, end, bits, shift)):
+                        opponent[k] = another(
+                            user, candidate, negatives, low, high, columns, begin, end, bits, shift
+                        )
 
     return kernel
 
 
 @functools.cache
 def sample_shared_cpu():
-    """kernel(key, start, alias, negatives)
+    """kernel(key, start, alias, counter, negatives)
 
     key, start  uint64     the epoch's key; number of the first draw
     alias       (C,) u8    see `draw_alias`
+    counter     `new_counter`
     negatives   (N,) i8    out: positions in the catalogue
     """
     digest = DIGEST
 
-    @cpu_kernel
-    def kernel(key, start, alias, negatives):
+    @team_kernel
+    def kernel(key, start, alias, counter, negatives):
         _ = digest
         count = negatives.shape[0]
         number = np.uint64(alias.shape[0])
-        for chunk in prange((count + CHUNK - 1) // CHUNK):
-            for k in range(chunk * CHUNK, min(count, (chunk + 1) * CHUNK)):
+        while True:
+            begin = next_chunk(counter, 0) * CHUNK
+            if begin >= count:
+                break
+            for k in range(begin, min(count, begin + CHUNK)):
                 random = mix64((key ^ NEGATIVE) + (start + np.uint64(k)) * GOLDEN)
                 negatives[k] = draw_alias(random, number, alias)
 

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from sparse_embed import ops
-from sparse_embed.kernels._jit import guard_fork
+from sparse_embed.kernels._jit import counter_of_items, guard_fork, new_counter
 from sparse_embed.kernels.bpr import bpr_gradients_cpu, penalize_cpu, places_cpu
 from sparse_embed.optim import LazyAdam
 from sparse_embed.recommend.base import Common, FactorModel
@@ -119,19 +119,19 @@ class BPR(FactorModel):
         # What flows back: a share of a user's row to each item taken, and the negatives' sums.
         number = len(batch.users)
         upstream = np.empty((number + len(batch.negatives), user_rows.shape[1]), np.float32)
-        upstream[:number] = user_rows
         rows, bags = np.empty((2, len(positions)), np.int64)
         shares = np.empty(len(positions), np.float32)
         losses = np.empty(len(batch.tiles) - 1, np.float64)
         reg = np.float32(self.regularization)
         guard_fork()
-        places_cpu()(items.starts, items.positions, rows)
+        counter = counter_of_items(len(positions))
+        places_cpu()(items.starts, items.positions, counter, rows)
         self._gradients(
-            TILE, reg, batch.starts, upstream, item_rows, rows, batch.opponents, batch.tiles,
-            bags, shares, user_rows, losses,
+            TILE, reg, batch.starts, user_rows, item_rows, rows, batch.opponents, batch.tiles,
+            bags, shares, upstream, new_counter(len(losses)), losses,
         )  # fmt: skip
         item_grad = ops.backward(items, ops.Coefficients(bags, shares, None), upstream, None)
-        self._penalize(reg, items.starts, item_rows, item_grad)
+        self._penalize(reg, items.starts, item_rows, counter_of_items(len(items) * 16), item_grad)
         if mask is not None:
             user_rows[:, :-1] *= mask
         user_side.apply(user_rows, batch.users)

@@ -15,6 +15,7 @@ from sparse_embed.cuda.arrays import DeviceArray
 from sparse_embed.cuda.execution import ops_of
 from sparse_embed.cuda.ops import Coefficients
 from sparse_embed.device import DeviceMemory
+from sparse_embed.kernels._jit import counter_of_items
 from sparse_embed.kernels.bpr import places_cpu
 from sparse_embed.kernels.cuda import bpr as _bpr
 from sparse_embed.kernels.cuda import contrast as _contrast
@@ -99,7 +100,7 @@ class DeviceBPR(DeviceTraining):
         positions = np.concatenate([batch.items, batch.negatives])
         merged = ops.merge(positions, ops.NO_PADDING)
         places = np.empty_like(positions)
-        places_cpu()(merged.starts, merged.positions, places)
+        places_cpu()(merged.starts, merged.positions, counter_of_items(len(places)), places)
         owners = np.repeat(np.arange(number), np.diff(batch.starts))
         edges = np.append(batch.starts[:-1:TILE], length)
         tile = np.repeat(np.arange(len(edges) - 1), np.diff(batch.tiles))

@@ -11,11 +11,13 @@ import scipy.sparse
 
 from sparse_embed._typing import IndexArray
 from sparse_embed.errors import ArgumentError
-from sparse_embed.kernels._jit import guard_fork, new_counter
+from sparse_embed.kernels._jit import counter_of_items, guard_fork, new_counter
 from sparse_embed.kernels.contrast import mark_taken_cpu
 from sparse_embed.kernels.draws import alias_table_cpu
 from sparse_embed.kernels.interactions import (
+    CHUNK,
     FILTER_BITS,
+    each_user_cpu,
     filter_cpu,
     sample_even_cpu,
     sample_opponents_cpu,
@@ -195,14 +197,21 @@ class Sampler:
         data, key = self.interactions, self.key(epoch)
         batch, batches = start // step, -(-len(data) // step)
         groups = -(-len(data) // batches)
-        users, items = np.empty((2, groups), np.int64)
-        number = sample_even_cpu()(key, batch, batches, data.rows, data.columns, users, items)
-        users, items = users[:number], items[:number]
-        firsts = np.arange(1, number)
+        all_users, items = np.empty((2, groups), np.int64)
+        firsts = np.empty(-(-groups // CHUNK) + 1, np.int64)
+        sample_even_cpu()(
+            key, batch, batches, data.rows, data.columns, data.catalogue, counter_of_items(groups),
+            firsts, all_users, items,
+        )  # fmt: skip
+        number = groups - int(all_users[-1] < 0)
+        users, items = all_users[:number], items[:number]
+        starts = np.empty((int(firsts[-1]) if together else number) + 1, np.int64)
         if together:
-            firsts = np.flatnonzero(users[1:] != users[:-1]) + 1
-        starts = np.concatenate([[0], firsts, [number]])
-        users = users[starts[:-1]]
+            users = np.empty(len(starts) - 1, np.int64)
+            each_user_cpu()(all_users[:number], firsts, counter_of_items(number), users, starts)
+            starts[-1] = number
+        else:
+            starts[:] = np.arange(number + 1)
         # A tile's interactions, and how many negatives they share.
         edges = np.append(starts[:-1:TILE], number)
         tiles = np.zeros(len(edges), np.int64)
@@ -210,10 +219,9 @@ class Sampler:
         negatives, opponents = np.empty(tiles[-1], np.int64), np.empty(number, np.int64)
         sample_opponents_cpu()(
             key, np.uint64(batch * groups), starts, users, tiles, TILE, data.indptr, data.columns,
-            self.alias, self.bits, self.shift, negatives, opponents,
+            self.alias, self.bits, self.shift, new_counter(len(tiles) - 1), negatives, opponents,
         )  # fmt: skip
-        catalogue = data.catalogue
-        return Triplets(users, starts, catalogue[items], catalogue[negatives], opponents, tiles)
+        return Triplets(users, starts, items, data.catalogue[negatives], opponents, tiles)
 
     def pairs(self, epoch: int, start: int, stop: int) -> tuple[IndexArray, IndexArray, IndexArray]:
         """Interactions start..stop-1 of the epoch.
@@ -226,7 +234,7 @@ class Sampler:
         data = self.interactions
         sample_pairs_cpu()(
             self.key(epoch), np.uint64(start), self.half_bits, data.rows, data.columns,
-            users, columns,
+            counter_of_items(len(users)), users, columns,
         )  # fmt: skip
         return users, data.catalogue[columns], columns
 
@@ -240,7 +248,9 @@ class Sampler:
         blocks = -(-(stop - start) // self.block)
         columns = np.empty((blocks, number), np.int64)
         begin = np.uint64(start // self.block * number)
-        sample_shared_cpu()(self.key(epoch), begin, self.alias, columns.reshape(-1))
+        drawn = columns.reshape(-1)
+        counter = counter_of_items(len(drawn))
+        sample_shared_cpu()(self.key(epoch), begin, self.alias, counter, drawn)
         return columns
 
     def marks(self, users: IndexArray, columns: IndexArray) -> npt.NDArray[np.uint8]:

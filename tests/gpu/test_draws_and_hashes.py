@@ -7,6 +7,7 @@ import pytest
 
 import sparse_embed as se
 from sparse_embed.kernels import interactions
+from sparse_embed.kernels._jit import new_counter
 from tests.cases import assert_same_bits
 
 pytestmark = [
@@ -38,7 +39,7 @@ def test_shared_negatives(memory, taken):
 
     alias, head = taken[4], (np.uint64(99), np.uint64(2**40))
     expected = np.empty(70, np.int64)
-    interactions.sample_shared_cpu()(*head, alias, expected)
+    interactions.sample_shared_cpu()(*head, alias, new_counter(), expected)
     found = memory.empty(70, np.int64)
     memory.each(sampling.sample_shared_cuda(), 70, *head, memory.upload(alias), found)
     assert_same_bits(memory.download(found), expected)

@@ -12,6 +12,7 @@ import scipy.sparse
 import sparse_embed as se
 from sparse_embed import ops
 from sparse_embed.errors import ArgumentError, IndexRangeError, NotAStoreError, StoreError
+from sparse_embed.kernels._jit import new_counter
 from sparse_embed.kernels.bpr import bpr_gradients_cpu, penalize_cpu, places_cpu
 from sparse_embed.recommend import BPR, NotFittedError
 from sparse_embed.recommend.sampling import TILE, Interactions, Sampler, Triplets
@@ -68,20 +69,20 @@ def gradients(reg, batch, users, items, rows):
     merged = ops.merge(rows, ops.NO_PADDING)
     touched = np.ascontiguousarray(items[merged.indices])
     places, bags = np.empty((2, length), np.int64)
-    places_cpu()(merged.starts, merged.positions, places)
+    places_cpu()(merged.starts, merged.positions, new_counter(), places)
     np.testing.assert_array_equal(merged.indices[places], rows)
-    upstream = np.concatenate([users, np.full((len(batch.negatives), dim + 1), np.nan, np.float32)])
+    upstream = np.full((number + len(batch.negatives), dim + 1), np.nan, np.float32)
     shares = np.empty(length, np.float32)
-    user_grad, losses = np.empty_like(users), np.empty(len(batch.tiles) - 1)
+    user_grad, losses = users.copy(), np.empty(len(batch.tiles) - 1)
     bpr_gradients_cpu(dim)(
-        TILE, np.float32(reg), batch.starts, upstream, touched, places, batch.opponents,
-        batch.tiles, bags, shares, user_grad, losses,
+        TILE, np.float32(reg), batch.starts, user_grad, touched, places, batch.opponents,
+        batch.tiles, bags, shares, upstream, new_counter(), losses,
     )  # fmt: skip
     np.testing.assert_array_equal(
         bags[len(batch.items) :], number + np.arange(len(batch.negatives))
     )
     found = ops.backward(merged, ops.Coefficients(bags, shares, None), upstream, None)
-    penalize_cpu(dim)(np.float32(reg), merged.starts, touched, found)
+    penalize_cpu(dim)(np.float32(reg), merged.starts, touched, new_counter(), found)
     item_grad = np.zeros_like(items)
     item_grad[merged.indices] = found
     return losses.sum(), user_grad, item_grad
