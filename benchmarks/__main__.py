@@ -15,7 +15,7 @@ from benchmarks import comparison, environment, harness, machine, report
 
 SUITES = (
     "lookup", "update", "train_step", "multi_table", "dtypes", "storage", "durability", "keys",
-    "recommend", "startup", "scaling", "size", "torch_step", "cuda",
+    "recommend", "text", "startup", "scaling", "size", "torch_step", "cuda",
 )  # fmt: skip
 
 

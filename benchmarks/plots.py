@@ -12,7 +12,10 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-BARS = ("lookup", "update", "train_step", "multi_table", "dtypes", "storage", "keys", "recommend")
+BARS = (
+    "lookup", "update", "train_step", "multi_table", "dtypes", "storage", "keys", "recommend",
+    "text",
+)  # fmt: skip
 _CEILINGS = ("C: ", "Numba: ", "reads of the disk")
 _COLOURS = {"sparse_embed": "#1f6f8b", "torch": "#e07a3f", "FBGEMM": "#8a6fb0"}
 _LEFT = ("#7f9f5f", "#b0803f", "#5f7f9f", "#9f5f7f")

@@ -64,6 +64,8 @@ GOALS = (
     Goal("out-of-vocabulary vectors", "keys", "out-of-vocabulary", "^fastText", 10),
     Goal("BPR, equal quality", "recommend", "equal quality", "^implicit$", 2),
     Goal("BPR, equal epochs", "recommend", "equal epochs", "^implicit$", 2),
+    Goal("word vectors, words a second", "text", "^skip-gram", "^fastText$", 0.8),
+    Goal("classifier, time of a fit", "text", "^classifier", "^fastText$", -1.5),
     Goal("GPU bags, of the copy's rate", "cuda", "^bags on a GPU", "^copy$", 0.6),
     Goal("GPU bags, torch", "cuda", "^bags on a GPU", "^torch$", 1.0),
     Goal("GPU bags, FBGEMM", "cuda", "^bags on a GPU", "^FBGEMM$", 0.9),

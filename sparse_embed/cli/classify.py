@@ -32,8 +32,10 @@ _BLOCK = 1 << 12
 )
 @click.option("--label-prefix", default="__label__", show_default=True)
 @click.option("--embedding-dim", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--epochs", type=click.IntRange(1), help="Visits of every text.")
-@click.option("--lr", type=float, help="Learning rate.")
+@click.option(
+    "--epochs", type=click.IntRange(1), default=20, show_default=True, help="Visits of every text."
+)
+@click.option("--lr", type=float, default=0.05, show_default=True, help="At the start; falls to 0.")
 @click.option("--word-ngrams", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--minn", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
@@ -46,6 +48,17 @@ _BLOCK = 1 << 12
     show_default=True,
     help="ova: each label by itself, for texts with any number of them.",
 )
+@click.option(
+    "--early-stopping",
+    is_flag=True,
+    help="Keep the best epoch by --validation, or by a tenth of FILE held out.",
+)
+@click.option(
+    "--pretrained",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Word vectors to start from (.vec, .txt, .bin); wants --embedding-dim to be theirs.",
+)
+@click.option("--static", is_flag=True, help="Leave the pretrained vectors as they are.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--raw", is_flag=True, help="Take words as they stand: no lower case, signs stay on.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted training of --output.")
@@ -56,16 +69,10 @@ def classifier(
     validation: Path | None,
     label_prefix: str,
     embedding_dim: int,
-    epochs: int | None,
-    lr: float | None,
-    word_ngrams: int,
-    minn: int,
-    maxn: int,
-    loss: str,
-    seed: int,
     raw: bool,
     resume: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Learn the labels of the texts in FILE, and write a model that `predict` reads.
 
@@ -79,29 +86,25 @@ def classifier(
         from sparse_embed.text.label_file import read_labelled, single
 
         texts, labels = read_labelled(file, prefix=label_prefix)
-        held_out = None if validation is None else read_labelled(validation, prefix=label_prefix)
+        one = single(labels)
+        held_out: tuple[Any, Any] | None = None
+        if validation is not None:
+            held_texts, held_labels = read_labelled(validation, prefix=label_prefix)
+            held_out = (held_texts, held_labels if one is None else single(held_labels))
+            if held_out[1] is None:
+                raise click.ClickException(f"{validation}: expected one label a text, as in {file}")
     names = {name for own in labels for name in own}
     if not as_json:
         click.echo(f"{len(texts):,} texts, {len(names):,} labels")
     if resume:
         model = TextClassifier.load(output, "r+")
     else:
-        changed = {"epochs": epochs, "lr": lr}
-        model = TextClassifier(
-            embedding_dim,
-            word_ngrams=word_ngrams,
-            minn=minn,
-            maxn=maxn,
-            loss=loss,
-            seed=seed,
-            normalize=not raw,
-            path=output,
-            **{name: value for name, value in changed.items() if value is not None},
-        )
+        model = TextClassifier(embedding_dim, normalize=not raw, path=output, **options)
     with progress_bar("training", len(texts) * model.epochs, as_json) as advance, model:
         model.fit(
             texts,
-            single(labels) or labels,
+            one or labels,
+            eval_set=held_out if model.early_stopping else None,
             resume=resume,
             progress=lambda at: advance(
                 at.done, f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}"
@@ -109,10 +112,7 @@ def classifier(
         )
         quality: dict[str, Any] = {}
         if held_out is not None:
-            told = single(held_out[1]) if single(labels) else held_out[1]
-            if told is None:
-                raise click.ClickException(f"{validation}: expected one label a text, as in {file}")
-            precision, recall = model.precision_recall_at(held_out[0], told)
+            precision, recall = model.precision_recall_at(*held_out)
             quality = {"P@1": precision, "R@1": recall}
     emit({"model": output, "texts": len(texts), "labels": len(names), **quality}, as_json)
 

@@ -176,7 +176,8 @@ class TextClassifier(Estimator):
             texts: N strings.  An empty one is scored by the biases alone.
             labels: for each text a str or int; or a list of them; or a row of a 0/1 matrix.
             sample_weight: (N,) weights of the texts.
-            eval_set: (texts, labels) to score after every epoch, for early stopping and progress.
+            eval_set: (texts, labels) to score after every epoch, for early stopping and progress;
+                labels that training does not have count as missed.
             resume: go on after the last commit of a fit that was interrupted (of a model with a
                 `path`, perhaps loaded with mode "r+"); the texts must be the same.  The result is
                 that of a fit without interruption, bit for bit.
@@ -207,7 +208,9 @@ class TextClassifier(Estimator):
         if len(listed) != len(targets):
             raise ArgumentError(f"labels: expected {len(listed)}, one a text, got {len(targets)}")
         fitting = Fitting(settings, known, listed, targets, sample_weight)
-        evaluation = None if eval_set is None else (eval_set[0], known.encode(eval_set[1]))
+        evaluation = (
+            None if eval_set is None else (eval_set[0], known.encode(eval_set[1], known=False))
+        )
         if resume:
             fitting.check_resumed(self.store)
         else:

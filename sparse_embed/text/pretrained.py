@@ -54,6 +54,11 @@ def read(given: Any, embedding_dim: int) -> Pretrained | None:
         )
     listed = [str(word) for word in words]
     values = np.ascontiguousarray(vectors, np.float32)
+    if values.ndim == 2 and len(values) == len(listed) and values.shape[1] != embedding_dim:
+        raise ArgumentError(
+            f"pretrained: the vectors have {values.shape[1]} numbers each: give"
+            f" embedding_dim={values.shape[1]} too (it is {embedding_dim})"
+        )
     if values.shape != (len(listed), embedding_dim):
         raise ArgumentError(
             f"pretrained: expected {len(listed)} vectors of embedding_dim = {embedding_dim}"

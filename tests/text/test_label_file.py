@@ -77,6 +77,24 @@ def test_train_and_predict(tmp_path):
     assert isinstance(run("predict", nowhere, stdin="a").exception, se.NotAStoreError)
 
 
+def test_early_stopping_and_pretrained_from_the_command_line(tmp_path):
+    train = write(tmp_path / "train", TEXTS, LABELS)
+    valid = write(tmp_path / "valid", [*NEW_TEXTS, "so so"], [*NEW_LABELS, "never seen"])
+    vectors = tmp_path / "v.vec"
+    numbers = " ".join(["0.1"] * 16)
+    vectors.write_text(f"2 16\ngreat {numbers}\ndull {numbers}\n")
+    path = str(tmp_path / "model")
+    options = ["--validation", valid, "--early-stopping", "--pretrained", str(vectors), "--static"]
+    done = run("train", "classifier", train, "-o", path, *options, "--json")
+    assert isinstance(done.exception, se.ArgumentError)
+    assert "give embedding_dim=16 too" in str(done.exception)
+    done = run("train", "classifier", train, "-o", path, *options, "--embedding-dim", "16")
+    assert done.exit_code == 0, done.output
+    with TextClassifier.load(path) as loaded:
+        assert loaded.early_stopping and "fixed" in loaded.store.tables
+        assert loaded.store.metadata["best_score"] < 1  # nothing can be right about the last one
+
+
 def test_resume_from_the_command_line(tmp_path):
     train, path = write(tmp_path / "train", TEXTS, LABELS), tmp_path / "model"
     options = {"embedding_dim": 16, "epochs": 4, "loss": "softmax", "path": path}
