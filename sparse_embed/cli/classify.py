@@ -33,7 +33,7 @@ _BLOCK = 1 << 12
 @click.option("--label-prefix", default="__label__", show_default=True)
 @click.option("--embedding-dim", type=click.IntRange(1), default=64, show_default=True)
 @click.option(
-    "--epochs", type=click.IntRange(1), default=20, show_default=True, help="Visits of every text."
+    "--epochs", type=click.IntRange(1), help="Visits of every text: 20, fewer of very many texts."
 )
 @click.option("--lr", type=float, default=0.05, show_default=True, help="At the start; falls to 0.")
 @click.option("--word-ngrams", type=click.IntRange(1), default=2, show_default=True)
@@ -100,14 +100,14 @@ def classifier(
         model = TextClassifier.load(output, "r+")
     else:
         model = TextClassifier(embedding_dim, normalize=not raw, path=output, **options)
-    with progress_bar("training", len(texts) * model.epochs, as_json) as advance, model:
+    with progress_bar("training", None, as_json) as advance, model:
         model.fit(
             texts,
             one or labels,
             eval_set=held_out if model.early_stopping else None,
             resume=resume,
             progress=lambda at: advance(
-                at.done, f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}"
+                at.done, f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}", total=at.total
             ),
         )
         quality: dict[str, Any] = {}

@@ -40,11 +40,12 @@ class TextClassifier(Estimator):
     of mean and sqrtn, lr 0.03 to 0.4 and 5 to 20 epochs, that which is good on all of fastText's
     cooking questions, sentence polarity, subjectivity and movie reviews, and best on none.  Give
     `word_ngrams=1` where texts are long and few, `minn=3, maxn=6` where words are inflected or
-    misspelt, and your own `epochs` or `early_stopping=True` where training texts are very many.
+    misspelt, and `early_stopping=True` where labels are often wrong.
 
     Args:
         embedding_dim: D, numbers a word or n-gram has.
-        epochs: visits of every text.
+        epochs: visits of every text; None: 20, and above 50,000 texts as many as make a million
+            visits, but at least 5.
         lr: learning rate of an optimizer given by name; None: its own, see `optimizer`.
         batch_size: texts a step.  Gradients of a batch are added, not averaged.
         optimizer: "adagrad" (lr 0.05), "adam" (0.01) or "sgd" (0.1), or any of this package.
@@ -58,7 +59,7 @@ class TextClassifier(Estimator):
         max_features: keep the most frequent words and n-grams; None: all.
         pooling: "sqrtn" (the sum over the root of their number), "mean", "sum" or "max" of a
             text's rows, or "flatten": the last `max_length` words side by side, padded with zeros
-            in front.
+            in front.  Its weights are many: give `optimizer="adam", lr=0.001` and 2 to 5 epochs.
         max_length: words of a flattened text.
         dropout: of the pooled numbers, in training.
         batch_norm: normalise the pooled numbers over the batch.
@@ -96,7 +97,7 @@ class TextClassifier(Estimator):
         self,
         embedding_dim: int = 64,
         *,
-        epochs: int = 20,
+        epochs: int | None = None,
         lr: float | None = None,
         batch_size: int = 64,
         optimizer: Optimizer | str = "adagrad",
@@ -197,8 +198,8 @@ class TextClassifier(Estimator):
             is the best so far).  If `fit` is interrupted the model goes back to the last of these
             commits and stays usable there; in memory it is as before `fit`.
         """
-        settings = Settings.of(self)
         listed = as_texts(texts)
+        settings = Settings.of(self, len(listed))
         if resume:
             self._need_store()
             known = self._known_labels()

@@ -56,8 +56,8 @@ def read(given: Any, embedding_dim: int) -> Pretrained | None:
     values = np.ascontiguousarray(vectors, np.float32)
     if values.ndim == 2 and len(values) == len(listed) and values.shape[1] != embedding_dim:
         raise ArgumentError(
-            f"pretrained: the vectors have {values.shape[1]} numbers each: give"
-            f" embedding_dim={values.shape[1]} too (it is {embedding_dim})"
+            f"pretrained: expected vectors of embedding_dim = {embedding_dim} numbers, got"
+            f" {values.shape[1]}: give embedding_dim={values.shape[1]} too"
         )
     if values.shape != (len(listed), embedding_dim):
         raise ArgumentError(

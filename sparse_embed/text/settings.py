@@ -23,6 +23,7 @@ _NAMED: dict[str, tuple[Any, float]] = {
     "sgd": (SGD, 0.1),
 }
 _MOST_FEATURES = 1 << 62
+_EPOCHS, _FEWEST, _VISITS = 20, 5, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Settings:
         return Uniform(1 / self.embedding_dim)
 
     @classmethod
-    def of(cls, model: TextClassifier) -> Settings:
-        """Of a model.
+    def of(cls, model: TextClassifier, number: int) -> Settings:
+        """Of a model, for a fit of this many texts.
 
         Raises:
             ArgumentError: names the argument, what was found and what was wanted.
@@ -95,7 +96,7 @@ class Settings:
             raise ArgumentError("validation_fraction: expected more than 0 with early_stopping")
         return cls(
             embedding_dim=dim,
-            epochs=_integer("epochs", model.epochs, 1),
+            epochs=_epochs(model.epochs, number),
             batch_size=_integer("batch_size", model.batch_size, 1),
             optimizer=_optimizer(model.optimizer, model.lr),
             linear=_one_of("lr_schedule", model.lr_schedule, SCHEDULES) == "linear",
@@ -124,6 +125,12 @@ def _integer(name: str, value: object, least: int, most: int = _MOST_FEATURES) -
         wanted = f"at least {least}" if number < least else f"at most {most}"
         raise ArgumentError(f"{name}: expected {wanted}, got {number}")
     return number
+
+
+def _epochs(epochs: object, number: int) -> int:
+    if epochs is None:
+        return min(max(_VISITS // max(number, 1), _FEWEST), _EPOCHS)
+    return _integer("epochs", epochs, 1)
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> str:

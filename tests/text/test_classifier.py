@@ -9,6 +9,7 @@ import scipy.sparse
 import sparse_embed as se
 from sparse_embed.text import TextClassifier
 from sparse_embed.text.estimator import NotFittedError
+from sparse_embed.text.settings import Settings
 
 GOOD = ["great", "fun", "good", "lovely", "superb", "fine"]
 BAD = ["dull", "bad", "awful", "sad", "poor", "weak"]
@@ -191,6 +192,14 @@ def test_early_stopping_returns_to_the_best_epoch(tmp_path, on_disk):
     assert model.store.metadata["epochs_done"] <= len(scores)
     held_out = small(**options).fit(TEXTS, noisy)
     assert held_out.store.metadata["epochs_done"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "epochs"), [(0, 20), (50_000, 20), (100_000, 10), (200_000, 5), (10**7, 5)]
+)
+def test_epochs_by_the_number_of_texts(texts, epochs):
+    assert Settings.of(TextClassifier(), texts).epochs == epochs
+    assert Settings.of(TextClassifier(epochs=7), texts).epochs == 7
 
 
 def test_save_and_load(tmp_path):
