@@ -84,7 +84,7 @@ class FactorModel(FittedModel, ABC):
         lr: float | None,
         default_optimizer: Callable[[float], Optimizer],
         default_lr: float,
-        regularization: float,
+        regularization: float | None,
         negative_power: float,
         batch_size: int | None = None,
         optimizer: Optimizer | None = None,
@@ -106,7 +106,10 @@ class FactorModel(FittedModel, ABC):
         self.embedding_dim = positive("embedding_dim", embedding_dim)
         self.epochs = positive("epochs", epochs)
         self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
-        self.regularization = not_negative("regularization", regularization)
+        if regularization is not None:
+            regularization = not_negative("regularization", regularization)
+        self.regularization = regularization
+        self._l2 = regularization or 0.0  # what training uses; an objective may choose it for None
         self.negative_power = not_negative("negative_power", negative_power)
         self.optimizer = optimizer
         self.init = Uniform(_INIT) if init is None else init

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Unpack
 
 import numpy as np
@@ -16,6 +17,7 @@ from sparse_embed.recommend.sampling import TILE, Interactions, Sampler
 __all__ = ["BPR"]
 
 _LR = 0.05
+_REGULARIZATION = "regularization"  # in the metadata of a model that chose it
 _STEPS = 200  # of a fit, at the least
 _SMALLEST, _LARGEST = 256, 1 << 17  # batches, of their own accord
 
@@ -33,6 +35,15 @@ class BPR(FactorModel):
     spread over all users alike.  About 4 triplets of 32 neighbouring users share one j, those of
     one user as few as can be: a quarter of the rows to draw, read and update.
 
+    The default regularization was chosen on citeulike-a, which bears little of it, and ten other
+    sets, which want more: at 0.01, the least, small and dense data are learnt by heart.  Recall@20
+    at 0.01 and at the default, one seed each, a random fifth held out:
+
+        drawn from dot-product models, 8,000 x 9,600 items: 0.148, 0.165; 30,000 x 37,600: 0.121,
+        0.137 · names in Python's sources 0.424, 0.433 · citeulike-a: the same weight
+        and with one item left out: citeulike-a, three seeds, 0.277, 0.278 · words of film reviews
+        0.021, 0.042 · MovieLens 100k 0.415, 0.409 (NDCG@20 0.184, 0.201)
+
     Give an EarlyStopping patience: after the first epochs, while the learning rate is high, quality
     on held-out interactions often dips for a fifth of the fit, and it is best near the end.
 
@@ -41,6 +52,8 @@ class BPR(FactorModel):
         epochs: visits of every interaction.
         lr: learning rate of the default optimizer, LazyAdam; or give an `optimizer`.
         regularization: weight of the L2 term, per triplet (of a j: once for those that share it).
+            None: the denser the data the more, 0.00013 g^1.5, at least 0.01 and at most 0.06, with
+            g = interactions / sqrt(users * items) of the users and items of which there are any.
         negative_power: j is drawn in proportion to (how many users took it) ** negative_power,
             never one that u took.  0: all alike; 1: as often as it was taken.
         common: batch_size, optimizer, init, dropout, users_as, num_users, num_items, seed, path,
@@ -67,7 +80,7 @@ class BPR(FactorModel):
         *,
         epochs: int = 100,
         lr: float | None = None,
-        regularization: float = 0.01,
+        regularization: float | None = None,
         negative_power: float = 0.5,
         **common: Unpack[Common],
     ) -> None:
@@ -86,6 +99,13 @@ class BPR(FactorModel):
         return {}
 
     def _prepare(self, interactions: Interactions) -> None:
+        if self.regularization is None:
+            # As CCL's weight: new interactions alone would tell something else than those of `fit`.
+            chosen = self.store.metadata.get(_REGULARIZATION)
+            if chosen is None:
+                chosen = regularization_of(interactions)
+                self.store.metadata[_REGULARIZATION] = chosen
+            self._l2 = float(chosen)
         self._sampler = Sampler(interactions, self.seed, self.negative_power)
         if self._memory is not None:
             from sparse_embed.recommend.device_training import DeviceBPR
@@ -122,7 +142,7 @@ class BPR(FactorModel):
         rows, bags = np.empty((2, len(positions)), np.int64)
         shares = np.empty(len(positions), np.float32)
         losses = np.empty(len(batch.tiles) - 1, np.float64)
-        reg = np.float32(self.regularization)
+        reg = np.float32(self._l2)
         guard_fork()
         counter = counter_of_items(len(positions))
         places_cpu()(items.starts, items.positions, counter, rows)
@@ -137,3 +157,10 @@ class BPR(FactorModel):
         user_side.apply(user_rows, batch.users)
         item_side.apply(item_grad, items.indices)
         return float(losses.sum())
+
+
+def regularization_of(interactions: Interactions) -> float:
+    """The default `regularization`."""
+    users = int(np.count_nonzero(np.diff(interactions.indptr)))
+    each = len(interactions) / math.sqrt(users * len(interactions.catalogue))
+    return float(min(max(0.00013 * each**1.5, 0.01), 0.06))

@@ -24,7 +24,8 @@ class CCL(ContrastModel):
         1 - cos(p_u, q_i) + negative_weight mean_j max(0, cos(p_u, q_j) - margin)
 
     Args:
-        embedding_dim, epochs, lr, regularization, negative_power, common: as in `BPR`.
+        embedding_dim, epochs, lr, negative_power, common: as in `BPR`.
+        regularization: weight of the L2 term, per interaction (of a negative: once a block).
         num_negatives: M, drawn for each block of M interactions, which all of them share; those
             that the user took do not count.
         negative_weight: what the M negatives weigh together, w.  None: the root of how many items a

@@ -114,7 +114,7 @@ class ContrastModel(FactorModel):
         a, b = self._numbers()
         guard_fork()
         self._gradients(
-            self.num_negatives, np.float32(a), np.float32(b), np.float32(self.regularization),
+            self.num_negatives, np.float32(a), np.float32(b), np.float32(self._l2),
             user_rows, item_rows[: len(items)], item_rows[len(items) :], marks, own, offsets,
             new_counter(), losses,
         )  # fmt: skip

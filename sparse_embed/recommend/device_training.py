@@ -39,7 +39,7 @@ class DeviceTraining:
         self._sampler = DeviceSampler(sampler, memory)
         self._users, self._items = model.users, model.items
         self._dim = model.embedding_dim
-        self._reg = np.float32(model.regularization)
+        self._reg = np.float32(model._l2)
         self._dropout = model.dropout
         self._ops = ops_of(memory)
 

@@ -22,7 +22,8 @@ class Logistic(ContrastModel):
     sigmoid(score) is the chance that the pair is one that was taken and not one that was drawn.
 
     Args:
-        embedding_dim, epochs, lr, regularization, negative_power, common: as in `BPR`.
+        embedding_dim, epochs, lr, negative_power, common: as in `BPR`.
+        regularization: weight of the L2 term, per interaction (of a negative: once a block).
         num_negatives: M, drawn for each block of M interactions, which all of them share; those
             that the user took do not count.
         negative_weight: what the M negatives weigh together, against the one item taken.

@@ -24,7 +24,8 @@ class SampledSoftmax(ContrastModel):
     where s is the cosine of the vectors, or, with `cosine=False`, <p_u, q_i> + b_i.
 
     Args:
-        embedding_dim, epochs, lr, regularization, negative_power, common: as in `BPR`.
+        embedding_dim, epochs, lr, negative_power, common: as in `BPR`.
+        regularization: weight of the L2 term, per interaction (of a negative: once a block).
         num_negatives: M, drawn for each block of M interactions, which all of them share; those
             that the user took do not count.
         in_batch: the negatives are the items of the block's own interactions.

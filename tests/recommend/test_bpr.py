@@ -15,6 +15,7 @@ from sparse_embed.errors import ArgumentError, IndexRangeError, NotAStoreError, 
 from sparse_embed.kernels._jit import new_counter
 from sparse_embed.kernels.bpr import bpr_gradients_cpu, penalize_cpu, places_cpu
 from sparse_embed.recommend import BPR, NotFittedError
+from sparse_embed.recommend.bpr import regularization_of
 from sparse_embed.recommend.sampling import TILE, Interactions, Sampler, Triplets
 
 
@@ -25,7 +26,8 @@ def checkerboard(size: int = 20) -> scipy.sparse.csr_array:
 
 
 def make(**changes) -> BPR:
-    return BPR(**{"embedding_dim": 8, "epochs": 60, "batch_size": 64, "seed": 1} | changes)
+    fixed = {"embedding_dim": 8, "epochs": 60, "batch_size": 64, "seed": 1, "regularization": 0.01}
+    return BPR(**(fixed | changes))
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,21 @@ def test_fit_is_public_lookup_and_update(taken):
     # Adam divides by the root of the squares: rounding in tiny gradients shows, up to parts of lr.
     np.testing.assert_allclose(found.users.lookup(range(20)), users.lookup(range(20)), atol=3e-4)
     np.testing.assert_allclose(found.items.lookup(range(20)), items.lookup(range(20)), atol=3e-4)
+
+
+def test_regularization_of_its_own_accord(tmp_path):
+    """By how dense the data is; kept in the model, since later data alone would tell another."""
+    for size, expected in [(20, 0.01), (60, 0.00013 * 29**1.5), (200, 0.06)]:
+        found = regularization_of(Interactions.from_csr(checkerboard(size)))
+        np.testing.assert_allclose(found, expected)
+    taken, chosen = checkerboard(60), regularization_of(Interactions.from_csr(checkerboard(60)))
+    by_itself, given = (make(epochs=2, regularization=x).fit(taken) for x in (None, chosen))
+    assert digest(by_itself) == digest(given)
+    by_itself.save(tmp_path / "model")
+    more = scipy.sparse.csr_array(np.eye(60, 60, 1))
+    with BPR.load(tmp_path / "model", mode="r+") as loaded:
+        assert loaded.regularization is None
+        assert digest(loaded.partial_fit(more)) == digest(given.partial_fit(more))
 
 
 # ---- behaviour ----------------------------------------------------------------------------------
