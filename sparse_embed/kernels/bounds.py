@@ -13,19 +13,24 @@ import numpy as np
 from sparse_embed.kernels._intrinsics import next_chunk
 from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
 
+PLAIN, PADDED, OUTSIDE = 0, 1, 2
 UNLIMITED = np.uint64(2**64 - 1)
 """A limit for indices that were checked before."""
 
 
 @device_function
-def all_inside(index, begin, end, limit, padding_idx):
-    """Are indices [begin, end) all below `limit`, or padding?  index: a pointer."""
-    outside = 0
+def check_chunk(index, begin, end, limit, padding_idx):
+    """PADDED: some of indices [begin, end) are padding; OUTSIDE: one is neither that nor below
+    `limit`.  index: a pointer."""
+    padding = outside = 0
+    for k in range(begin, end):
+        padding += index[k] == padding_idx
     if limit != UNLIMITED:
         for k in range(begin, end):
-            if np.uint64(index[k]) >= limit and index[k] != padding_idx:
-                outside += 1
-    return outside == 0
+            outside += np.uint64(index[k]) >= limit and index[k] != padding_idx
+    if outside > 0:
+        return OUTSIDE
+    return PADDED if padding > 0 else PLAIN
 
 
 @functools.cache

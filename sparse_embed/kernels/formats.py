@@ -303,12 +303,6 @@ PACKED_ROWS = {
     "bfloat16": weight_row_bfloat16,
     "int8": weight_row_int8,
 }
-VIRGINS = {
-    "float32": is_virgin_float32,
-    "float16": is_virgin_half,
-    "bfloat16": is_virgin_half,
-    "int8": is_virgin_float32,
-}
 READERS = {"float32": read_float32, "float16": read_float16, "bfloat16": read_bfloat16}
 SETTLERS = {"float32": settle_float32, "float16": settle_float16, "bfloat16": settle_bfloat16}
 WRITERS = {

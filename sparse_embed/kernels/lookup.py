@@ -31,15 +31,14 @@ from sparse_embed.kernels._intrinsics import (
     bits,
     first,
     next_chunk,
-    prefetch_lines,
     prefetch_row,
     row_pointer,
     stack_f32,
     unlikely,
 )
 from sparse_embed.kernels._jit import DIGEST, device_function, team_kernel
-from sparse_embed.kernels.bounds import all_inside
-from sparse_embed.kernels.formats import PACKED_ROWS, VIRGINS, lanes_of
+from sparse_embed.kernels.bounds import OUTSIDE, PADDED, check_chunk
+from sparse_embed.kernels.formats import PACKED_ROWS, lanes_of
 from sparse_embed.kernels.initialize import init_row
 from sparse_embed.kernels.lanes import (
     add_row,
@@ -48,7 +47,15 @@ from sparse_embed.kernels.lanes import (
     store_scaled_row,
     zero_row,
 )
-from sparse_embed.kernels.stored_lanes import KINDS, add_scaled_stored, add_stored
+from sparse_embed.kernels.stored_lanes import (
+    FLOAT32,
+    KINDS,
+    add_scaled_stored,
+    add_stored,
+    is_virgin,
+    prefetch_stored,
+    store_sums,
+)
 
 SUM, MEAN, SQRTN, MAX = 0, 1, 2, 3  # `mode`
 
@@ -97,67 +104,85 @@ def bag_scale(denominator, mode):
 
 
 @device_function
+def bag_denominator(index, weight, begin, end, mode, padding_idx, weighted):
+    """The sum of w (mean) or w^2 (sqrtn) over a bag; nothing in a mode that does not ask for it."""
+    if mode != MEAN and mode != SQRTN:
+        return _ZERO
+    denominator, count = _ZERO, 0
+    for k in range(begin, end):
+        if index[k] != padding_idx:
+            count += 1
+            if weighted:
+                denominator += weight[k] if mode == MEAN else weight[k] * weight[k]
+    if weighted:
+        return denominator
+    return np.float32(count if count < _MOST_ONES else _MOST_ONES)  # a sum of ones, in float32
+
+
+@device_function
 def sum_columns(
-    total, records, slot, index, weight, begin, end, last, column, columns, further,
-    mode, padding_idx, weighted, ahead,
+    total, records, slot, index, weight, begin, end, stop, column, columns, further,
+    kind, padded, padding_idx, weighted, ahead,
 ):  # fmt: skip
     """total = the sum of columns [column, column + columns) over positions [begin, end).
 
-    Returns the bag's denominator, and whether a row is virgin (lane 0 is looked at with column 0):
-    then nothing else counts.  At the end, what the next pass begins with is asked for (`further`:
-    it has the next columns of the same rows).
+    Returns whether a row is virgin: the sum is rubbish then.  (A loop that can also make such a row
+    is an eighth slower.)  Towards the end it asks for what comes next: more columns of the same
+    rows (`further`), or the rows of the next positions up to `stop`.
     """
     zero_row(total, columns)
-    denominator, count = _ZERO, 0
-    for k in range(begin, end):
-        coming, there = k + ahead, column
-        if coming >= end:
-            there = column + columns if further else 0
-            coming = min(coming - end + begin, end - 1) if further else min(coming, last)
-        prefetch_lines(at(row_pointer(records, slot[coming]), there), columns, 0)
-        if index[k] == padding_idx:
-            continue
-        row = row_pointer(records, slot[k])
-        if column == 0 and unlikely(bits(row[0]) == _VIRGIN):
-            return _ZERO, True
-        if weighted:
-            w = weight[k]
-            denominator += w if mode == MEAN else w * w
-            add_scaled_row(total, at(row, column), w, columns)
-        else:
-            count += 1
-            add_row(total, at(row, column), columns)
-    return denominator if weighted else np.float32(min(count, _MOST_ONES)), False
+    bag, virgins = begin, 0
+    while begin < end:
+        run = end
+        if padded:  # from here on without; to ask at each row costs a twentieth
+            if index[begin] == padding_idx:
+                begin += 1
+                continue
+            run = begin + 1
+            while run < end and index[run] != padding_idx:
+                run += 1
+        for k in range(begin, run):
+            coming, there = k + ahead, column
+            if further and coming >= end:
+                coming, there = coming - end + bag, column + columns
+            elif column > 0 and coming >= end:
+                there = 0
+            coming = coming if coming < stop else stop - 1
+            prefetch_stored(row_pointer(records, slot[coming]), there, columns, kind)
+            row = row_pointer(records, slot[k])
+            virgins += is_virgin(row, kind)
+            if weighted:
+                add_scaled_stored(total, row, column, weight[k], columns, kind)
+            else:
+                add_stored(total, row, column, columns, kind)
+        begin = run
+    return virgins > 0
 
 
 @device_function
 def pool_by_columns(
-    out, total, records, slot, index, weight, begin, end, last, columns, whole, rest,
-    mode, padding_idx, weighted, ahead,
+    out, total, records, slot, index, weight, begin, end, stop, scale, columns, whole, rest,
+    kind, padded, padding_idx, weighted, ahead,
 ):  # fmt: skip
-    """One bag, `columns` at a time up to column `whole`, and then the rest; False where a row is
-    virgin, and `out` is rubbish."""
-    denominator, virgin = sum_columns(
-        total, records, slot, index, weight, begin, end, last, 0, columns, True,
-        mode, padding_idx, weighted, ahead,
+    """One bag, `columns` at a time up to column `whole`, and then the rest; as `sum_columns`."""
+    virgin = sum_columns(
+        total, records, slot, index, weight, begin, end, stop, 0, columns, True,
+        kind, padded, padding_idx, weighted, ahead,
     )  # fmt: skip
-    if virgin:
-        return False
-    scale = bag_scale(denominator, mode)
-    store_scaled_row(out, total, scale, columns)
+    store_sums(out, total, scale, columns, kind)
     for column in range(columns, whole, columns):
         sum_columns(
-            total, records, slot, index, weight, begin, end, last, column, columns,
-            column + columns < whole + rest, mode, padding_idx, weighted, ahead,
+            total, records, slot, index, weight, begin, end, stop, column, columns,
+            column + columns < whole + rest, kind, padded, padding_idx, weighted, ahead,
         )  # fmt: skip
-        store_scaled_row(at(out, column), total, scale, columns)
+        store_sums(at(out, column), total, scale, columns, kind)
     if rest:
         sum_columns(
-            total, records, slot, index, weight, begin, end, last, whole, rest, False,
-            mode, padding_idx, weighted, ahead,
+            total, records, slot, index, weight, begin, end, stop, whole, rest, False,
+            kind, padded, padding_idx, weighted, ahead,
         )  # fmt: skip
-        store_scaled_row(at(out, whole), total, scale, rest)
-    return True
+        store_sums(at(out, whole), total, scale, rest, kind)
+    return virgin
 
 
 @functools.cache
@@ -191,14 +216,11 @@ def gather_cpu(dim: int, dtype: str = "float32"):
 
 @functools.cache
 def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
-    """Two kernels, because a product and a running denominator cost a fifth where all rows are in
-    the cache.  Unweighted, the denominator is the count: 2^24 ones are 2^24, and one more of them
-    leaves a float32 there."""
+    """Two kernels, because a product costs time where all rows are in the cache."""
     digest = DIGEST
-    row_of, lanes = WEIGHT_ROWS[dtype], lanes_of(dim, dtype)
-    packed, kind, is_virgin = dtype != "float32", KINDS.get(dtype, -1), VIRGINS[dtype]
-    ahead = rows_ahead(dim) * (2 if packed else 1)  # as many lines on their way
-    columns = dim if packed else columns_at_once(dim)
+    row_of, kind = WEIGHT_ROWS[dtype], KINDS[dtype]
+    ahead = rows_ahead(dim) * (1 if kind == FLOAT32 else 2)  # as many lines on their way
+    columns = columns_at_once(dim)
     by_columns, rest = columns < dim, dim % columns
     whole = dim - rest
 
@@ -208,7 +230,6 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
         seed, init_kind, init_param, counter, out,
     ):  # fmt: skip
         _ = digest
-        last = indices.shape[0] - 1
         chunks = bounds.shape[0] - 1
         slot, index = first(slots), first(indices)
         weight, offset = first(weights), first(offsets)
@@ -218,48 +239,47 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
             chunk = next_chunk(counter, 0)
             if chunk >= chunks:
                 break
-            begin, end = offset[bounds[chunk]], offset[bounds[chunk + 1]]
-            if not all_inside(index, begin, end, limit, padding_idx):
+            start, stop = offset[bounds[chunk]], offset[bounds[chunk + 1]]
+            found = check_chunk(index, start, stop, limit, padding_idx)
+            if found == OUTSIDE:
                 counter[1] = 1
                 continue
+            padded = found == PADDED
+            for k in range(start, min(start + ahead, stop)):
+                prefetch_stored(row_pointer(records, slot[k]), 0, columns, kind)
             for b in range(bounds[chunk], bounds[chunk + 1]):
-                if by_columns:  # noqa: SIM102  alone: Numba then leaves out what it guards
-                    if offset[b + 1] - offset[b] >= _LONG and pool_by_columns(
-                        row_pointer(out, b), total, records, slot, index, weight,
-                        offset[b], offset[b + 1], last, columns, whole, rest,
-                        mode, padding_idx, weighted, ahead,
+                begin, end = offset[b], offset[b + 1]
+                target = row_pointer(out, b)
+                denominator = bag_denominator(
+                    index, weight, begin, end, mode, padding_idx, weighted
+                )
+                scale = bag_scale(denominator, mode)
+                if by_columns:  # alone: Numba then leaves out what it guards
+                    long = end - begin >= _LONG
+                    if long and not pool_by_columns(
+                        target, total, records, slot, index, weight, begin, end, stop, scale,
+                        columns, whole, rest, kind, padded, padding_idx, weighted, ahead,
                     ):  # fmt: skip
                         continue
+                virgin = sum_columns(
+                    total, records, slot, index, weight, begin, end, stop, 0, dim, False,
+                    kind, padded, padding_idx, weighted, ahead,
+                )  # fmt: skip
+                if not unlikely(virgin):
+                    store_sums(target, total, scale, dim, kind)
+                    continue
                 zero_row(total, dim)
-                denominator, count = _ZERO, 0
-                for k in range(offset[b], offset[b + 1]):
-                    prefetch_row(records, slot[min(k + ahead, last)], lanes)
+                for k in range(begin, end):
                     if index[k] == padding_idx:
                         continue
-                    if packed:
-                        record = row_pointer(records, slot[k])
-                        if not unlikely(is_virgin(record)):
-                            if weighted:
-                                w = weight[k]
-                                denominator += w if mode == MEAN else w * w
-                                add_scaled_stored(total, record, w, dim, kind)
-                            else:
-                                count += 1
-                                add_stored(total, record, dim, kind)
-                            continue
                     row = row_of(
                         records, slot[k], index[k], scratch, dim, seed, init_kind, init_param
                     )
                     if weighted:
-                        w = weight[k]
-                        denominator += w if mode == MEAN else w * w
-                        add_scaled_row(total, row, w, dim)
+                        add_scaled_row(total, row, weight[k], dim)
                     else:
-                        count += 1
                         add_row(total, row, dim)
-                if not weighted:
-                    denominator = np.float32(min(count, _MOST_ONES))
-                store_scaled_row(row_pointer(out, b), total, bag_scale(denominator, mode), dim)
+                store_scaled_row(target, total, scale, dim)
 
     return pool
 
