@@ -24,7 +24,7 @@ from sparse_embed.recommend import BPR, Popularity, evaluate, leave_one_out
 
 # Theirs, and our epochs: what the race at equal quality chooses from.
 RATES, ITERATIONS = (0.01, 0.03, 0.1), (10, 25, 50, 100)
-EPOCHS = (5, 10, 15, 20, 30, 40, 60, 80, 100)
+EPOCHS = (5, 10, 15, 20, 25, 30, 40, 60, 80, 100)
 
 ABOUT = "a fit of BPR, and top-k lists; implicit"
 
