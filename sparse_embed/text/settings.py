@@ -22,8 +22,11 @@ _NAMED: dict[str, tuple[Any, float]] = {
     "adam": (LazyAdam, 0.01),
     "sgd": (SGD, 0.1),
 }
+_FLAT_ADAM = 0.001
 _MOST_FEATURES = 1 << 62
-_EPOCHS, _FEWEST, _VISITS = 20, 5, 1_000_000
+_EPOCHS = 20
+_FEWEST, _VISITS = 5, 1_000_000
+_FLAT_FEWEST, _FLAT_VISITS = 3, 75_000  # it learns texts by heart: 20 of IMDB's are far too many
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,14 @@ class Settings:
         minn = _integer("minn", model.minn, 1 if maxn else 0)
         if minn > maxn:
             raise ArgumentError(f"minn: expected at most maxn = {maxn}, got {minn}")
-        if pooling == "flatten" and (model.word_ngrams != 1 or maxn):
+        flat = pooling == "flatten"
+        grams = 1 if flat else 2
+        if model.word_ngrams is not None:
+            grams = _integer("word_ngrams", model.word_ngrams, 1, 1024)
+        if flat and (grams != 1 or maxn):
             raise ArgumentError(
                 'pooling: "flatten" has a place for each word, so it wants word_ngrams=1 and'
-                f" maxn=0, got word_ngrams={model.word_ngrams} and maxn={maxn}"
+                f" maxn=0, got word_ngrams={grams} and maxn={maxn}"
             )
         if model.static and model.pretrained is None:
             raise ArgumentError("static: there are no vectors to leave alone; give pretrained too")
@@ -82,7 +89,7 @@ class Settings:
         seed = as_seed(model.seed)
         features = TextFeatures(
             _integer("num_embeddings", model.num_embeddings, 1, 1 << 62),
-            _integer("word_ngrams", model.word_ngrams, 1, 1024),
+            grams,
             minn,
             maxn,
             bool(model.normalize),
@@ -96,15 +103,15 @@ class Settings:
             raise ArgumentError("validation_fraction: expected more than 0 with early_stopping")
         return cls(
             embedding_dim=dim,
-            epochs=_epochs(model.epochs, number),
+            epochs=_epochs(model.epochs, number, flat),
             batch_size=_integer("batch_size", model.batch_size, 1),
-            optimizer=_optimizer(model.optimizer, model.lr),
+            optimizer=_optimizer(model.optimizer, model.lr, flat),
             linear=_one_of("lr_schedule", model.lr_schedule, SCHEDULES) == "linear",
             features=features,
             min_count=_integer("min_count", model.min_count, 1),
             max_features=most,
             pooling=pooling,
-            length=_integer("max_length", model.max_length, 1) if pooling == "flatten" else 1,
+            length=_integer("max_length", model.max_length, 1) if flat else 1,
             dropout=as_probability("dropout", model.dropout),
             batch_norm=bool(model.batch_norm),
             loss=_one_of("loss", model.loss, LOSSES),
@@ -127,9 +134,10 @@ def _integer(name: str, value: object, least: int, most: int = _MOST_FEATURES) -
     return number
 
 
-def _epochs(epochs: object, number: int) -> int:
+def _epochs(epochs: object, number: int, flat: bool) -> int:
     if epochs is None:
-        return min(max(_VISITS // max(number, 1), _FEWEST), _EPOCHS)
+        visits, fewest = (_FLAT_VISITS, _FLAT_FEWEST) if flat else (_VISITS, _FEWEST)
+        return min(max(visits // max(number, 1), fewest), _EPOCHS)
     return _integer("epochs", epochs, 1)
 
 
@@ -139,7 +147,9 @@ def _one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _optimizer(optimizer: object, lr: object) -> Optimizer:
+def _optimizer(optimizer: object, lr: object, flat: bool) -> Optimizer:
+    if optimizer is None:
+        optimizer = "adam" if flat else "adagrad"
     if isinstance(optimizer, tuple(OPTIMIZERS.values())):
         if lr is not None:
             raise ArgumentError(f"lr: give it in optimizer or alone, got both {lr} and {optimizer}")
@@ -151,5 +161,7 @@ def _optimizer(optimizer: object, lr: object) -> Optimizer:
             f" got {optimizer!r}"
         )
     kind, usual = _NAMED[optimizer]
+    if flat and kind is LazyAdam:
+        usual = _FLAT_ADAM
     made: Optimizer = kind(lr=usual if lr is None else check_lr(lr))
     return made

@@ -53,7 +53,7 @@ NEW_TEXTS, NEW_LABELS = made_up(200, seed=1)
         {"dropout": 0.2, "batch_norm": True},
         {"optimizer": "adam", "loss": "ova", "epochs": 30, "lr": 0.01},
         {"optimizer": "sgd", "lr": 0.2},
-        {"pooling": "flatten", "word_ngrams": 1, "max_length": 12, "epochs": 20},
+        {"pooling": "flatten", "optimizer": "adagrad", "max_length": 12, "epochs": 20},
         {"min_count": 2, "max_features": 200},
     ],
     ids=str,
@@ -202,6 +202,46 @@ def test_epochs_by_the_number_of_texts(texts, epochs):
     assert Settings.of(TextClassifier(epochs=7), texts).epochs == 7
 
 
+@pytest.mark.parametrize(
+    ("texts", "epochs"), [(0, 20), (3_750, 20), (7_500, 10), (25_000, 3), (10**7, 3)]
+)
+def test_epochs_of_a_flattened_network(texts, epochs):
+    assert Settings.of(TextClassifier(pooling="flatten"), texts).epochs == epochs
+    assert Settings.of(TextClassifier(pooling="flatten", epochs=7), texts).epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, se.Adagrad(lr=0.05)),
+        ({"lr": 0.2}, se.Adagrad(lr=0.2)),
+        ({"optimizer": "adam"}, se.LazyAdam(lr=0.01)),
+        ({"pooling": "flatten"}, se.LazyAdam(lr=0.001)),
+        ({"pooling": "flatten", "lr": 0.2}, se.LazyAdam(lr=0.2)),
+        ({"pooling": "flatten", "optimizer": "adam"}, se.LazyAdam(lr=0.001)),
+        ({"pooling": "flatten", "optimizer": "adagrad"}, se.Adagrad(lr=0.05)),
+        ({"pooling": "flatten", "optimizer": se.SGD(lr=0.3)}, se.SGD(lr=0.3)),
+    ],
+    ids=str,
+)
+def test_the_pooling_chooses_what_is_not_given(options, expected):
+    settings = Settings.of(TextClassifier(**options), 100)
+    assert settings.optimizer == expected
+    assert settings.features.word_ngrams == (1 if "pooling" in options else 2)
+
+
+def test_flatten_learns_with_nothing_else_given(tmp_path):
+    texts, labels = made_up(1000)
+    model = TextClassifier(128, pooling="flatten", max_length=500, max_features=10_000)
+    assert model.fit(texts, labels).score(NEW_TEXTS, NEW_LABELS) > 0.95
+    assert model.get_params()["optimizer"] is model.get_params()["word_ngrams"] is None
+    model.save(tmp_path / "m")
+    with TextClassifier.load(tmp_path / "m") as loaded:
+        assert np.array_equal(loaded.predict_proba(NEW_TEXTS), model.predict_proba(NEW_TEXTS))
+        assert (loaded.word_ngrams, loaded.epochs) == (1, 20)
+        assert loaded.optimizer == se.LazyAdam(lr=0.001)
+
+
 def test_save_and_load(tmp_path):
     model = small(class_weight={"good": 2.0}, minn=3, maxn=4, min_count=2).fit(TEXTS, LABELS)
     model.save(tmp_path / "m")
@@ -214,7 +254,7 @@ def test_save_and_load(tmp_path):
         expected = {
             k: v for k, v in model.get_params().items() if k not in ("path", "optimizer", "lr")
         }
-        assert shown == expected
+        assert shown == expected | {"word_ngrams": 2}  # None, as the pooling chose
         with pytest.raises(se.SparseEmbedError):
             loaded.fit(TEXTS, LABELS)
     with se.Store.create(tmp_path / "other") as store:
@@ -239,10 +279,9 @@ def test_pretrained_vectors():
         assert model.fit(texts, LABELS).score(others, expected) == 1
     fixed = model.store.tables["fixed"]
     assert np.array_equal(fixed.lookup(np.arange(len(words))), vectors)
+    adagrad = {"optimizer": "adagrad", "lr": 0.2, "epochs": 60}
     for options in ({"pooling": "mean"}, {"pooling": "flatten", "max_length": 12}):
-        model = small(
-            pretrained=(words, vectors), static=True, word_ngrams=1, epochs=60, lr=0.2, **options
-        )
+        model = small(pretrained=(words, vectors), static=True, word_ngrams=1, **adagrad, **options)
         model.fit(TEXTS, LABELS)
         assert model.score(NEW_TEXTS, NEW_LABELS) > 0.9
 
@@ -315,7 +354,8 @@ def test_bad_data(texts, labels, message):
         ({"lr": 0.1, "optimizer": se.SGD(lr=0.1)}, "lr: give it in optimizer or alone"),
         ({"optimizer": "adamw"}, "optimizer"),
         ({"pooling": "median"}, "pooling"),
-        ({"pooling": "flatten"}, "word_ngrams=1"),
+        ({"pooling": "flatten", "word_ngrams": 2}, "word_ngrams=1"),
+        ({"pooling": "flatten", "minn": 2, "maxn": 3}, "maxn=0"),
         ({"loss": "hinge"}, "loss"),
         ({"dropout": 1.0}, "dropout"),
         ({"maxn": 3}, "minn"),
