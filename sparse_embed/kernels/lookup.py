@@ -131,31 +131,23 @@ def sum_columns(
     rows (`further`), or the rows of the next positions up to `stop`.
     """
     zero_row(total, columns)
-    bag, virgins = begin, 0
-    while begin < end:
-        run = end
-        if padded:  # from here on without; to ask at each row costs a twentieth
-            if index[begin] == padding_idx:
-                begin += 1
-                continue
-            run = begin + 1
-            while run < end and index[run] != padding_idx:
-                run += 1
-        for k in range(begin, run):
-            coming, there = k + ahead, column
-            if further and coming >= end:
-                coming, there = coming - end + bag, column + columns
-            elif column > 0 and coming >= end:
-                there = 0
-            coming = coming if coming < stop else stop - 1
-            prefetch_stored(row_pointer(records, slot[coming]), there, columns, kind)
-            row = row_pointer(records, slot[k])
-            virgins += is_virgin(row, kind)
-            if weighted:
-                add_scaled_stored(total, row, column, weight[k], columns, kind)
-            else:
-                add_stored(total, row, column, columns, kind)
-        begin = run
+    virgins = 0
+    for k in range(begin, end):
+        coming, there = k + ahead, column
+        if further and coming >= end:
+            coming, there = coming - end + begin, column + columns
+        elif column > 0 and coming >= end:
+            there = 0
+        coming = coming if coming < stop else stop - 1
+        prefetch_stored(row_pointer(records, slot[coming]), there, columns, kind)
+        if padded and index[k] == padding_idx:
+            continue
+        row = row_pointer(records, slot[k])
+        virgins += is_virgin(row, kind)
+        if weighted:
+            add_scaled_stored(total, row, column, weight[k], columns, kind)
+        else:
+            add_stored(total, row, column, columns, kind)
     return virgins > 0
 
 
