@@ -54,7 +54,6 @@ from sparse_embed.kernels.stored_lanes import (
     add_stored,
     is_virgin,
     prefetch_stored,
-    store_sums,
 )
 
 SUM, MEAN, SQRTN, MAX = 0, 1, 2, 3  # `mode`
@@ -161,19 +160,19 @@ def pool_by_columns(
         total, records, slot, index, weight, begin, end, stop, 0, columns, True,
         kind, padded, padding_idx, weighted, ahead,
     )  # fmt: skip
-    store_sums(out, total, scale, columns, kind)
+    store_scaled_row(out, total, scale, columns)
     for column in range(columns, whole, columns):
         sum_columns(
             total, records, slot, index, weight, begin, end, stop, column, columns,
             column + columns < whole + rest, kind, padded, padding_idx, weighted, ahead,
         )  # fmt: skip
-        store_sums(at(out, column), total, scale, columns, kind)
+        store_scaled_row(at(out, column), total, scale, columns)
     if rest:
         sum_columns(
             total, records, slot, index, weight, begin, end, stop, whole, rest, False,
             kind, padded, padding_idx, weighted, ahead,
         )  # fmt: skip
-        store_sums(at(out, whole), total, scale, rest, kind)
+        store_scaled_row(at(out, whole), total, scale, rest)
     return virgin
 
 
@@ -258,7 +257,7 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
                     kind, padded, padding_idx, weighted, ahead,
                 )  # fmt: skip
                 if not unlikely(virgin):
-                    store_sums(target, total, scale, dim, kind)
+                    store_scaled_row(target, total, scale, dim)
                     continue
                 zero_row(total, dim)
                 for k in range(begin, end):

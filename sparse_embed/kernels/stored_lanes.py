@@ -2,14 +2,11 @@
 
     add_stored(sums, record, column, columns, kind)            sums[d] += weight[column + d]
     add_scaled_stored(sums, record, column, w, columns, kind)  sums[d] += w * weight[column + d]
-    store_sums(out, sums, w, columns, kind)                    out[d] = w * sums[d]
     prefetch_stored(record, column, columns, kind)             asks for the cache lines of these
     is_virgin(record, kind)                                    whether nothing was written there
 
 Shapes   record: pointer to the first lane of a record · columns, kind: compile-time ints
-         sums: `columns` float32, in an order of their own; begin with `lanes.zero_row`
-Order    bfloat16: of 16 columns the even ones, then the odd ones, because a word of two is split
-         with a shift and a mask where widening them in place moves every one of them
+         sums: `columns` float32
 Why      widened first to the stack and added from there, a row that is in the cache costs as much
          in stores as it saves in loads (measured: slower than float32; so 1.3 to 1.6 times faster)
 """
@@ -29,16 +26,11 @@ KINDS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "int8": I
 _BYTES = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2, INT8: 1}
 _SCALES = 8  # bytes of an int8 row's scale and bias
 _LINE, _MOST_LINES = 64, 16
-_PAIRS = 16  # columns that bfloat16 splits at once
 _FLOAT, _I8, _I16, _I32, _I64 = ir.FloatType(), *(ir.IntType(n) for n in (8, 16, 32, 64))
 
 
 def _wide(kind, width: int):
     return kind if width == 1 else ir.VectorType(kind, width)
-
-
-def _constant(value: int, width: int):
-    return ir.Constant(_wide(_I32, width), value if width == 1 else [value] * width)
 
 
 class _Weights:
@@ -61,9 +53,6 @@ class _Weights:
         place = self.builder.bitcast(address, _wide(kind, width).as_pointer())
         return self.builder.load(place, align=_BYTES[self.kind])
 
-    def _floats(self, words, width: int):
-        return self.builder.bitcast(words, _wide(_FLOAT, width))
-
     def load(self, lane, width: int):
         builder, wide = self.builder, _wide(_I32, width)
         if self.kind == FLOAT32:
@@ -77,24 +66,17 @@ class _Weights:
         if self.kind == FLOAT16:
             halves = builder.bitcast(words, _wide(ir.HalfType(), width))
             return builder.fpext(halves, _wide(_FLOAT, width))
-        return self._floats(builder.shl(builder.zext(words, wide), _constant(16, width)), width)
-
-    def parts(self, lane, width: int):
-        """(first lane of the sums, width, weights) for these columns."""
-        if self.kind != BFLOAT16 or width != _PAIRS:
-            return [(lane, width, self.load(lane, width))]
-        half, builder = _PAIRS // 2, self.builder
-        words = self._words(_I32, lane, half)
-        even = self._floats(builder.shl(words, _constant(16, half)), half)
-        odd = self._floats(builder.and_(words, _constant(0xFFFF0000, half)), half)
-        return [(lane, half, even), (builder.add(lane, _I64(half)), half, odd)]
+        sixteen = ir.Constant(wide, 16 if width == 1 else [16] * width)
+        return builder.bitcast(
+            builder.shl(builder.zext(words, wide), sixteen), _wide(_FLOAT, width)
+        )
 
 
 def _accumulate(builder, sums, weights: _Weights, columns: int, change) -> None:
     def work(lane, width):
-        for place, count, weight in weights.parts(lane, width):
-            old = _load(builder, sums, place, count)
-            _store(builder, builder.fadd(old, change(weight, count)), sums, place, count)
+        old = _load(builder, sums, lane, width)
+        new = builder.fadd(old, change(weights.load(lane, width), width))
+        _store(builder, new, sums, lane, width)
 
     _each(builder, columns, work)
 
@@ -126,27 +108,6 @@ def add_scaled_stored(typing_context, sums, record, column, w, columns, kind):
         return context.get_dummy_value()
 
     return types.void(sums, record, types.int64, types.float32, columns, kind), codegen
-
-
-@intrinsic
-def store_sums(typing_context, out, sums, w, columns, kind):
-    """out[d] = w * sums[d], in the columns' order"""
-    count, which = _lanes(columns), _lanes(kind)
-
-    def codegen(context, builder, sig, args):
-        def work(lane, width):
-            found = _load(builder, args[1], lane, width)
-            if which == BFLOAT16 and width == _PAIRS:
-                turns = [i // 2 + i % 2 * (_PAIRS // 2) for i in range(_PAIRS)]
-                order = ir.Constant(ir.VectorType(_I32, width), turns)
-                found = builder.shuffle_vector(found, found, order)
-            product = builder.fmul(_spread(builder, args[2], width), found)
-            _store(builder, product, args[0], lane, width)
-
-        _each(builder, count, work)
-        return context.get_dummy_value()
-
-    return types.void(out, sums, types.float32, columns, kind), codegen
 
 
 @intrinsic
