@@ -76,7 +76,7 @@ def test_digest_is_a_63_bit_integer():
 
 def test_a_kernel_without_the_digest_is_refused():
     with pytest.raises(TypeError, match="digest"):
-        _jit.cpu_kernel(lambda x: x)
+        _jit.team_kernel(lambda x: x)
 
 
 def test_second_call_compiles_nothing():

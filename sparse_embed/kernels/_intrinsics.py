@@ -1,21 +1,17 @@
 """What plain Numba cannot say: raw rows, stack arrays, prefetch, float bits, an atomic counter.
 
-    row_pointer(matrix, row)      pointer to the first element of a row of a C-contiguous 2-D array
-    first(array)                  pointer to the first element of a contiguous 1-D array
-    p[d], p[d] = x                load and store through it: no bounds, no negative-index test
-    at(p, lanes)                  the pointer `lanes` further
-    stack_f32(count)              pointer to `count` float32 on the stack; a compile-time count
-    prefetch_read(p), _write(p)   ask for one cache line; never faults, whatever the address
-    stream_4(to, p)               copy four words past the caches; `streams_done` before others look
-    bits(x), from_bits(u)         float32 <-> uint32, the same 32 bits
-    next_chunk(counter, i)        counter[i], then counter[i] += 1, atomically (int64 array)
-    prefetch_lines(p, n, write)   the lines of n float32; n a compile-time int
-    prefetch(matrix, row, write)  the first cache line of a row
-    unlikely(condition)           the condition; what it guards is moved out of the loop's way
-
-Hazard: Numba's dead-code pass over `prange` kernels takes a store through a pointer for dead when
-pointer and store stand in one basic block and nothing reads the pointer later.  Make the pointer
-before the loop that stores through it (as every kernel here does), or store in a device function.
+row_pointer(matrix, row)      pointer to the first element of a row of a C-contiguous 2-D array
+first(array)                  pointer to the first element of a contiguous 1-D array
+p[d], p[d] = x                load and store through it: no bounds, no negative-index test
+at(p, lanes)                  the pointer `lanes` further
+stack_f32(count)              pointer to `count` float32 on the stack; a compile-time count
+prefetch_read(p), _write(p)   ask for one cache line; never faults, whatever the address
+stream_4(to, p)               copy four words past the caches; `streams_done` before others look
+bits(x), from_bits(u)         float32 <-> uint32, the same 32 bits
+next_chunk(counter, i)        counter[i], then counter[i] += 1, atomically (int64 array)
+prefetch_lines(p, n, write)   the lines of n float32; n a compile-time int
+prefetch(matrix, row, write)  the first cache line of a row
+unlikely(condition)           the condition; what it guards is moved out of the loop's way
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ closure cells, and one of these cells is `digest = DIGEST`:
     def gather_cpu(dim: int):
         digest = DIGEST
 
-        @cpu_kernel
+        @team_kernel
         def kernel(records, slots, out):
             _ = digest
             ...
@@ -124,11 +124,6 @@ def counter_of_items(count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """`new_counter` of a kernel that cuts its `count` short items as it likes: what takes less time
     than waking a thread is not shared."""
     return new_counter(count // 1024)
-
-
-def cpu_kernel(function):
-    """As `team_kernel`, with parallel loops (`prange`) by Numba: three times as long to compile."""
-    return _compile(function, parallel=True)
 
 
 def serial_kernel(function):

@@ -245,19 +245,21 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
                     index, weight, begin, end, mode, padding_idx, weighted
                 )
                 scale = bag_scale(denominator, mode)
+                whole_rows, virgin = True, False
                 if by_columns:  # alone: Numba then leaves out what it guards
-                    long = end - begin >= _LONG
-                    if long and not pool_by_columns(
-                        target, total, records, slot, index, weight, begin, end, stop, scale,
-                        columns, whole, rest, kind, padded, padding_idx, weighted, ahead,
-                    ):  # fmt: skip
-                        continue
-                virgin = sum_columns(
-                    total, records, slot, index, weight, begin, end, stop, 0, dim, False,
-                    kind, padded, padding_idx, weighted, ahead,
-                )  # fmt: skip
-                if not unlikely(virgin):
+                    whole_rows = end - begin < _LONG
+                    if not whole_rows:
+                        virgin = pool_by_columns(
+                            target, total, records, slot, index, weight, begin, end, stop, scale,
+                            columns, whole, rest, kind, padded, padding_idx, weighted, ahead,
+                        )  # fmt: skip
+                if whole_rows:
+                    virgin = sum_columns(
+                        total, records, slot, index, weight, begin, end, stop, 0, dim, False,
+                        kind, padded, padding_idx, weighted, ahead,
+                    )  # fmt: skip
                     store_scaled_row(target, total, scale, dim)
+                if not unlikely(virgin):
                     continue
                 zero_row(total, dim)
                 for k in range(begin, end):
