@@ -17,7 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import PurePath
 from typing import Any, TypeAlias
 
@@ -26,11 +26,12 @@ import numpy as np
 from sparse_embed._typing import IndexArray
 from sparse_embed.errors import ArgumentError
 
-Lines: TypeAlias = Iterator[tuple[list[bytes], bool]]
-"""(some words, whether a line ends behind them)"""
+Block: TypeAlias = tuple[list[list[bytes]], bool]
+"""The words of some lines, and whether the last of these lines ends here."""
 
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _CHUNK = 1 << 20
+_TEXTS = 1 << 10  # texts of a block
 
 
 def opener_of(path: str | os.PathLike[str]) -> Any:
@@ -93,8 +94,8 @@ class Corpus:
         else:
             self._texts = source
 
-    def lines(self) -> Lines:
-        """The words of the corpus from its beginning, a piece of a line at a time.
+    def blocks(self) -> Iterator[Block]:
+        """The words of the corpus from its beginning, many lines at a time.
 
         Raises:
             ArgumentError: an element that is neither a text nor a list of words; names its place.
@@ -102,9 +103,15 @@ class Corpus:
         """
         for path in self._paths:
             with opener_of(path)(path, "rb") as file:
-                yield from _lines_of(file)
+                yield from _blocks_of(file)
+        lines: list[list[bytes]] = []
         for place, text in enumerate(self._texts):
-            yield self._words_of(text, place), True
+            lines.append(self._words_of(text, place))
+            if len(lines) == _TEXTS:
+                yield lines, True
+                lines = []
+        if lines:
+            yield lines, True
 
     def _words_of(self, text: Any, place: int) -> list[bytes]:
         try:
@@ -122,9 +129,9 @@ class Corpus:
         """How often every word occurs; `progress` gets the number of words read so far."""
         found: Counter[bytes] = Counter()
         seen, told = 0, 0
-        for words, _ in self.lines():
-            found.update(words)
-            seen += len(words)
+        for lines, _ in self.blocks():
+            found.update(chain.from_iterable(lines))
+            seen += sum(map(len, lines))
             if progress is not None and seen - told >= 1 << 18:
                 progress(seen)
                 told = seen
@@ -145,19 +152,19 @@ class Corpus:
         waiting: list[IndexArray] = []
         waiting_lines: list[IndexArray] = []
         held, line = 0, 0
-        for words, ends in self.lines():
-            found = np.fromiter(map(number, words, repeat(-1)), np.int64, len(words))
-            found = found[found >= 0]
-            line += ends
-            if skip:
-                dropped = min(skip, len(found))
-                skip -= dropped
-                found = found[dropped:]
-            if len(found) == 0:
-                continue
-            waiting.append(found)
-            waiting_lines.append(np.full(len(found), line - ends, np.int64))
-            held += len(found)
+        for pieces, ends in self.blocks():
+            counts = np.fromiter(map(len, pieces), np.int64, len(pieces))
+            words = map(number, chain.from_iterable(pieces), repeat(-1))
+            found = np.fromiter(words, np.int64, int(counts.sum()))
+            places = np.repeat(np.arange(line, line + len(pieces)), counts)
+            line += len(pieces) - (not ends)
+            known = np.flatnonzero(found >= 0)
+            dropped = min(skip, len(known))
+            skip -= dropped
+            known = known[dropped:]
+            waiting.append(found[known])
+            waiting_lines.append(places[known])
+            held += len(known)
             if held >= size:
                 tokens, lines = np.concatenate(waiting), np.concatenate(waiting_lines)
                 whole = held - held % size
@@ -169,7 +176,7 @@ class Corpus:
             yield np.concatenate(waiting), np.concatenate(waiting_lines)
 
 
-def _lines_of(file: Any) -> Lines:
+def _blocks_of(file: Any) -> Iterator[Block]:
     """Cut a binary file at white space, reading 1 MiB at a time: lines may be of any length."""
     rest = b""
     while True:
@@ -184,11 +191,11 @@ def _lines_of(file: Any) -> Lines:
                 )
         if not text and not chunk:
             return
-        *whole, last = text.split(b"\n")
-        for line in whole:
-            yield line.split(), True
-        if last and not last.isspace():
-            yield last.split(), False
+        *lines, last = map(bytes.split, text.split(b"\n"))
+        if last:
+            yield [*lines, last], False
+        elif lines:
+            yield lines, True
         if not chunk:
             return
 
