@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Unpack
 
 import numpy as np
@@ -12,14 +11,16 @@ from sparse_embed.kernels._jit import counter_of_items, guard_fork, new_counter
 from sparse_embed.kernels.bpr import bpr_gradients_cpu, penalize_cpu, places_cpu
 from sparse_embed.optim import LazyAdam
 from sparse_embed.recommend.base import Common, FactorModel
+from sparse_embed.recommend.model_store import kept
+from sparse_embed.recommend.neighbours import agreement
 from sparse_embed.recommend.sampling import TILE, Interactions, Sampler
 
 __all__ = ["BPR"]
 
 _LR = 0.05
-_REGULARIZATION = "regularization"  # in the metadata of a model that chose it
 _STEPS = 200  # of a fit, at the least
 _SMALLEST, _LARGEST = 256, 1 << 17  # batches, of their own accord
+_DISSENT, _LEAST, _MOST = 0.2, 0.015, 0.12  # regularization by how little others agree, its bounds
 
 
 class BPR(FactorModel):
@@ -99,13 +100,12 @@ class BPR(FactorModel):
         return {}
 
     def _prepare(self, interactions: Interactions) -> None:
-        if self.regularization is None:
-            # As CCL's weight: new interactions alone would tell something else than those of `fit`.
-            chosen = self.store.metadata.get(_REGULARIZATION)
-            if chosen is None:
-                chosen = regularization_of(interactions)
-                self.store.metadata[_REGULARIZATION] = chosen
-            self._l2 = float(chosen)
+        self._l2 = kept(
+            self.store,
+            "regularization",
+            self.regularization,
+            lambda: regularization_of(interactions),
+        )
         self._sampler = Sampler(interactions, self.seed, self.negative_power)
         if self._memory is not None:
             from sparse_embed.recommend.device_training import DeviceBPR
@@ -161,6 +161,4 @@ class BPR(FactorModel):
 
 def regularization_of(interactions: Interactions) -> float:
     """The default `regularization`."""
-    users = int(np.count_nonzero(np.diff(interactions.indptr)))
-    each = len(interactions) / math.sqrt(users * len(interactions.catalogue))
-    return float(min(max(0.00013 * each**1.5, 0.01), 0.06))
+    return min(max(_DISSENT * (1 - agreement(interactions)), _LEAST), _MOST)

@@ -10,12 +10,12 @@ import numpy as np
 from sparse_embed.recommend.base import Common
 from sparse_embed.recommend.contrast import ContrastModel
 from sparse_embed.recommend.fitted import not_negative
+from sparse_embed.recommend.model_store import kept
 from sparse_embed.recommend.sampling import Interactions
 
 __all__ = ["CCL"]
 
 _LR = 0.01
-_WEIGHT = "negative_weight"  # in the metadata of a model that chose it
 
 
 class CCL(ContrastModel):
@@ -91,12 +91,9 @@ class CCL(ContrastModel):
         return {**super()._hyperparameters(), **own}
 
     def _prepare(self, interactions: Interactions) -> None:
-        weight = self.negative_weight
-        if weight is None:  # new interactions alone would tell something else: keep that of `fit`
-            weight = self.store.metadata.get(_WEIGHT)
-        if weight is None:
-            weight = self.store.metadata[_WEIGHT] = weight_of(interactions)
-        self._weight = float(weight)
+        self._weight = kept(
+            self.store, "negative_weight", self.negative_weight, lambda: weight_of(interactions)
+        )
         super()._prepare(interactions)
 
     def _numbers(self) -> tuple[float, float]:

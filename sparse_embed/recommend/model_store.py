@@ -6,11 +6,12 @@ metadata  model        {"name", "embedding_dim", "epochs", "batch_size", "seed",
           shape        [users, items]
           epochs_done, position [epoch, interactions of it]: where the last commit stands
           data         {"interactions", "crc32"}: what a resumed fit must be given again
+          regularization, temperature, negative_weight: where the data chose it (`kept`)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparse_embed.errors import ArgumentError, NotAStoreError
@@ -103,3 +104,13 @@ def check_same(store: Store, description: Mapping[str, Any], optimizer: Optimize
             raise ArgumentError(
                 f"{name}: the fit to be resumed had {found.get(name)!r}, got {wanted!r}"
             )
+
+
+def kept(store: Store, name: str, given: float | None, choose: Callable[[], float]) -> float:
+    """What was given; or what the data of `fit` chose, since new interactions alone would tell
+    something else."""
+    if given is not None:
+        return given
+    if name not in store.metadata:
+        store.metadata[name] = choose()
+    return float(store.metadata[name])

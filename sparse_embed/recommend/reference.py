@@ -1,7 +1,9 @@
-"""The objectives of `kernels/contrast.py` in plain NumPy and float64: their specification."""
+"""The objectives of `kernels/contrast.py`, and the answer of `neighbours.py`, in plain NumPy and
+float64: their specification."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -100,3 +102,24 @@ def contrast(
                 slopes = (g + h.sum(axis=1), g, h.sum(axis=0))[place]
                 grad[where, dim] = slopes + regularization * part[:, dim]
     return loss, grads[0], grads[1], grads[2]
+
+
+def agreement(
+    taken: npt.NDArray[np.bool_],
+    questions: Iterable[tuple[int, int, npt.NDArray[Any], npt.NDArray[Any]]],
+) -> float:
+    """taken (users, items): who took what.  Questions: user, item, known items, rivals."""
+    by_user, by_item = taken.sum(axis=1), taken.sum(axis=0)
+    shares = []
+    for user, item, known, rivals in questions:
+        if len(known) == 0 or len(rivals) == 0:
+            continue
+        weights = (taken[:, known] / np.sqrt(by_item[known])).sum(axis=1) / np.maximum(by_user, 1)
+        votes = []
+        for candidate in [item, *rivals]:
+            others = [v for v in np.flatnonzero(taken[:, candidate]) if v != user]
+            votes.append(weights[others].mean() if others else 0.0)
+        less = np.array(votes[1:]) < votes[0] * (1 - 1e-12)
+        same = np.isclose(votes[1:], votes[0], rtol=1e-12, atol=0)
+        shares.append((less + same / 2).mean())
+    return float(np.mean(shares)) if shares else 0.5

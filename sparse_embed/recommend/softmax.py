@@ -10,10 +10,14 @@ from sparse_embed.errors import ArgumentError
 from sparse_embed.recommend.base import Common
 from sparse_embed.recommend.contrast import ContrastModel
 from sparse_embed.recommend.fitted import not_negative
+from sparse_embed.recommend.model_store import kept
+from sparse_embed.recommend.neighbours import agreement
+from sparse_embed.recommend.sampling import Interactions
 
 __all__ = ["SampledSoftmax"]
 
 _LR = 0.01
+_LEAST, _MOST = 0.15, 0.4  # temperature of its own accord
 
 
 class SampledSoftmax(ContrastModel):
@@ -63,7 +67,7 @@ class SampledSoftmax(ContrastModel):
         num_negatives: int = 128,
         in_batch: bool = False,
         cosine: bool = True,
-        temperature: float = 0.15,
+        temperature: float | None = None,
         correction: float = 0.0,
         **common: Unpack[Common],
     ) -> None:
@@ -81,17 +85,31 @@ class SampledSoftmax(ContrastModel):
         if not isinstance(cosine, bool):
             raise ArgumentError(f"cosine: expected True or False, got {cosine!r}")
         self.cosine = cosine
-        self.temperature = not_negative("temperature", temperature)
-        if self.temperature == 0:
-            raise ArgumentError("temperature: expected a number > 0, got 0")
+        if temperature is not None:
+            temperature = not_negative("temperature", temperature)
+            if temperature == 0:
+                raise ArgumentError("temperature: expected a number > 0, got 0")
+        self.temperature = temperature
         self.correction = not_negative("correction", correction)
 
     def _hyperparameters(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("cosine", "temperature", "correction")}
         return {**super()._hyperparameters(), **own}
 
+    def _prepare(self, interactions: Interactions) -> None:
+        self._temperature = kept(
+            self.store, "temperature", self.temperature, lambda: self._sharpness(interactions)
+        )
+        super()._prepare(interactions)
+
+    def _sharpness(self, interactions: Interactions) -> float:
+        """The default `temperature`."""
+        if not self.cosine:
+            return 1.0
+        return min(max(1 - agreement(interactions), _LEAST), _MOST)
+
     def _numbers(self) -> tuple[float, float]:
-        return self.temperature, 0.0
+        return self._temperature, 0.0
 
     def _offsets(self) -> np.ndarray | None:
         if self.correction == 0:
