@@ -16,6 +16,11 @@ from sparse_embed.cli.models import train
 _BLOCK = 1 << 12
 
 
+def _check_columns(text_column: str | None, delimiter: str | None) -> None:
+    if delimiter is not None and text_column is None:
+        raise click.UsageError("--delimiter is for files with columns: give --text-column too")
+
+
 @train.command("classifier")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -30,6 +35,12 @@ _BLOCK = 1 << 12
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Another such file: measure P@1 and R@1 on it.",
 )
+@click.option(
+    "--text-column",
+    help="FILE is CSV (or .tsv): the column of the texts, a name of its first line, or a number.",
+)
+@click.option("--label-column", help="With --text-column: that of the labels, one a text.")
+@click.option("--delimiter", help="Between columns; a comma, in .tsv a tab, by default.")
 @click.option("--label-prefix", default="__label__", show_default=True)
 @click.option("--embedding-dim", type=click.IntRange(1), default=64, show_default=True)
 @click.option(
@@ -41,12 +52,18 @@ _BLOCK = 1 << 12
 @click.option(
     "--maxn", type=click.IntRange(0), default=0, show_default=True, help="Character n-grams; 0: no."
 )
+@click.option("--binary", is_flag=True, help="A text has each word and n-gram once.")
 @click.option(
     "--loss",
     type=click.Choice(["softmax", "ova"]),
     default="softmax",
     show_default=True,
     help="ova: each label by itself, for texts with any number of them.",
+)
+@click.option(
+    "--label-sampling",
+    is_flag=True,
+    help="Of a text's labels softmax sees one by chance at every visit, as in fastText.",
 )
 @click.option(
     "--early-stopping",
@@ -67,6 +84,9 @@ def classifier(
     file: Path,
     output: Path,
     validation: Path | None,
+    text_column: str | None,
+    label_column: str | None,
+    delimiter: str | None,
     label_prefix: str,
     embedding_dim: int,
     raw: bool,
@@ -76,20 +96,32 @@ def classifier(
 ) -> None:
     """Learn the labels of the texts in FILE, and write a model that `predict` reads.
 
-    FILE is fastText's: one text a line, its labels among its words as __label__name; gzip is fine.
+    FILE is fastText's: one text a line, its labels among its words as __label__name. Or it is CSV:
+    give --text-column and --label-column. gzip is fine.
     """
+    if (text_column is None) != (label_column is None):
+        raise click.UsageError("--text-column and --label-column belong together")
+    _check_columns(text_column, delimiter)
     if output.exists() != resume:
         state = "exists already; choose another --output" if not resume else "is not there"
         raise click.ClickException(f"{output} {state}")
     with waiting("starting", as_json):
         from sparse_embed.text import TextClassifier
+        from sparse_embed.text.columns_file import read_columns
         from sparse_embed.text.label_file import read_labelled, single
 
-        texts, labels = read_labelled(file, prefix=label_prefix)
+        def read(path: Path) -> tuple[list[str], list[list[str]]]:
+            if text_column is None or label_column is None:
+                return read_labelled(path, prefix=label_prefix)
+            rows = read_columns(path, (text_column, label_column), delimiter=delimiter)
+            found = [(text, [label]) for text, label in rows]
+            return [text for text, _ in found], [own for _, own in found]
+
+        texts, labels = read(file)
         one = single(labels)
         held_out: tuple[Any, Any] | None = None
         if validation is not None:
-            held_texts, held_labels = read_labelled(validation, prefix=label_prefix)
+            held_texts, held_labels = read(validation)
             held_out = (held_texts, held_labels if one is None else single(held_labels))
             if held_out[1] is None:
                 raise click.ClickException(f"{validation}: expected one label a text, as in {file}")
@@ -120,22 +152,39 @@ def classifier(
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("file", type=click.File("rb"), default="-")
+@click.option("--text-column", help="FILE is CSV (or .tsv), and this the column of the texts.")
+@click.option("--delimiter", help="Between columns; a comma, in .tsv a tab, by default.")
 @click.option("-k", type=click.IntRange(1), default=1, show_default=True, help="How many labels.")
 @click.option("--probabilities", is_flag=True, help="Behind each label its probability.")
 @json_option
-def predict(model: Path, file: Any, k: int, probabilities: bool, as_json: bool) -> None:
+def predict(
+    model: Path,
+    file: Any,
+    text_column: str | None,
+    delimiter: str | None,
+    k: int,
+    probabilities: bool,
+    as_json: bool,
+) -> None:
     """Label each line of FILE (or of the standard input) with MODEL, one line of output for each.
 
     Labels among the words, as in a training file, are ignored. With --json each line is an object.
     """
+    name = getattr(file, "name", "-")
+    _check_columns(text_column, delimiter)
+    if text_column is not None and not Path(name).is_file():
+        raise click.UsageError("--text-column reads a FILE, not the standard input")
     with waiting("starting", as_json):
         from sparse_embed.text import TextClassifier
+        from sparse_embed.text.columns_file import read_columns
         from sparse_embed.text.label_file import decoded, parted
 
     with TextClassifier.load(model) as loaded:
         k = min(k, len(loaded.classes_))
         lines: Iterator[str] = (
-            parted(line)[0] for line in decoded(file, getattr(file, "name", "-"))
+            (parted(line)[0] for line in decoded(file, name))
+            if text_column is None
+            else (text for (text,) in read_columns(name, (text_column,), delimiter=delimiter))
         )
         while block := list(islice(lines, _BLOCK)):
             labels, chances = loaded.predict_top(block, k)

@@ -20,6 +20,7 @@ from sparse_embed.text.tokenize import normalize
 
 Bags = tuple[IndexArray, IndexArray]
 PADDING = -1
+_BLOCK = 1 << 12  # texts at a time
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class TextFeatures:
         minn, maxn: lengths of character n-grams; maxn = 0: none.
         normalize: lower case, signs apart (`tokenize.normalize`).
         seed: of the hash.
+        binary: a text has each row once, however often it occurs; `Inputs` sees to it, when
+            pretrained words are in their places.
     """
 
     num_embeddings: int
@@ -40,6 +43,7 @@ class TextFeatures:
     maxn: int = 0
     normalize: bool = True
     seed: int = 0
+    binary: bool = False
 
     def __call__(self, texts: Any) -> Bags:
         """The bag of each text.
@@ -113,6 +117,25 @@ def kept(bags: Bags, rows: IndexArray) -> Bags:
     keep = rows[places] == indices if len(rows) else np.zeros(len(indices), bool)
     ends = np.concatenate([[0], np.cumsum(keep)])
     return indices[keep], ends[offsets]
+
+
+def distinct(bags: Bags) -> Bags:
+    """Each row of a bag once, ascending."""
+    indices, offsets = bags
+    rows = int(indices.max(initial=0)) + 1
+    block = max(1, min(_BLOCK, (1 << 62) // rows))  # text and row in one integer
+    found: list[IndexArray] = [np.empty(0, np.int64)]
+    counts = np.zeros(len(offsets), np.int64)
+    for begin in range(0, len(offsets) - 1, block):
+        ends = offsets[begin : begin + block + 1]
+        texts = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+        both = np.sort(texts * rows + indices[ends[0] : ends[-1]])
+        first = np.ones(len(both), bool)
+        np.not_equal(both[1:], both[:-1], out=first[1:])
+        texts, kept_rows = np.divmod(both[first], rows)
+        found.append(kept_rows)
+        counts[begin + 1 : begin + len(ends)] = np.bincount(texts, minlength=len(ends) - 1)
+    return np.concatenate(found), np.cumsum(counts)
 
 
 def padded(bags: Bags, length: int) -> AnyArray:

@@ -46,6 +46,12 @@ class Fitting:
         loss = settings.loss
         if loss == "auto":
             loss = "softmax" if labels.kind == "single" else "ova"
+        if settings.label_sampling and loss == "ova":
+            raise ArgumentError(
+                'label_sampling: only loss="softmax" draws labels; "ova" (which is "auto" for lists'
+                " of labels) learns from all of them"
+            )
+        self.one_label = settings.label_sampling and labels.kind != "single"
         outputs = len(labels)
         if labels.kind == "single" and outputs == 2:  # one score: its sigmoid is the second's share
             outputs, loss = 1, "ova"
@@ -175,9 +181,8 @@ class Fitting:
                     if progress is not None:
                         progress(at)
 
-                train_epoch(
-                    network, examples, schedule, epoch, self.positive, self.negative, report
-                )
+                seen = examples.drawn(settings.seed, epoch) if self.one_label else examples
+                train_epoch(network, seen, schedule, epoch, self.positive, self.negative, report)
                 better = True
                 if held_out is not None:
                     score = self._score(network, *held_out)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparse_embed._typing import IndexArray
-from sparse_embed.text.features import Bags, TextFeatures, kept, padded
+from sparse_embed.text.features import Bags, TextFeatures, distinct, kept, padded
 from sparse_embed.text.network import Input, Shape
 
 
@@ -43,6 +43,8 @@ class Inputs:
         bags = self.features(texts)
         if self.fixed_words:
             self._fix(bags, texts)
+        if self.features.binary:
+            bags = distinct(bags)
         return bags if self.rows is None else kept(bags, self.rows)
 
     def _fix(self, bags: Bags, texts: list[str]) -> None:

@@ -24,6 +24,7 @@ from sparse_embed._typing import AnyArray, IndexArray
 from sparse_embed.errors import ArgumentError, NotAStoreError
 
 Ids = npt.NDArray[np.int32]
+_DRAWS = 1  # sets draws of a class apart from those of an epoch's order
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ class Targets:
         offsets = np.concatenate([[0], np.cumsum(counts)])
         places = np.repeat(self.offsets[:-1][order] - offsets[:-1], counts)
         return Targets(self.classes[places + np.arange(offsets[-1])], offsets)
+
+    def drawn(self, seed: int, epoch: int) -> Targets:
+        """One class of each text that has any, by chance: a function of (seed, epoch, text)."""
+        counts = np.diff(self.offsets)
+        random: AnyArray = np.random.PCG64([seed, epoch, _DRAWS]).random_raw(len(counts))
+        # The upper 32 bits times the count: uniform to a part in 2^32 / count.
+        picks = ((random >> np.uint64(32)) * counts.astype(np.uint64)) >> np.uint64(32)
+        places = (self.offsets[:-1] + picks.astype(np.int64))[counts > 0]
+        offsets = np.concatenate([[0], np.cumsum(counts > 0)])
+        return Targets(self.classes[places], offsets)
 
     def matrix(self, classes: int) -> npt.NDArray[np.int8]:
         """(texts, classes) of 0 and 1."""

@@ -41,6 +41,7 @@ def describe(store: Store, settings: Settings, shape: Shape, labels: Labels) -> 
         "maxn": features.maxn,
         "num_embeddings": features.num_embeddings,
         "normalize": features.normalize,
+        **({"binary": True} if features.binary else {}),
         "min_count": settings.min_count,
         "max_features": settings.max_features,
         "pooling": settings.pooling,
@@ -48,6 +49,7 @@ def describe(store: Store, settings: Settings, shape: Shape, labels: Labels) -> 
         "dropout": settings.dropout,
         "batch_norm": settings.batch_norm,
         "loss": settings.loss,
+        **({"label_sampling": True} if settings.label_sampling else {}),
         "class_weight": weights,
         "early_stopping": settings.early_stopping,
         "validation_fraction": settings.validation_fraction,
@@ -98,6 +100,7 @@ def read_shape(store: Store) -> tuple[Shape, TextFeatures, dict[str, int], Index
         model["maxn"],
         model["normalize"],
         model["seed"] & 0xFFFFFFFF,
+        model.get("binary", False),
     )
     shape = Shape(
         num_embeddings=model["num_embeddings"],

@@ -46,6 +46,7 @@ class Settings:
     dropout: float
     batch_norm: bool
     loss: str
+    label_sampling: bool
     class_weight: Any
     early_stopping: bool
     validation_fraction: float
@@ -82,6 +83,10 @@ class Settings:
                 'pooling: "flatten" has a place for each word, so it wants word_ngrams=1 and'
                 f" maxn=0, got word_ngrams={grams} and maxn={maxn}"
             )
+        if flat and model.binary:
+            raise ArgumentError(
+                'binary: pooling="flatten" has a place for each word, so not with it'
+            )
         if model.static and model.pretrained is None:
             raise ArgumentError("static: there are no vectors to leave alone; give pretrained too")
         if model.static and pooling == "max":
@@ -94,6 +99,7 @@ class Settings:
             maxn,
             bool(model.normalize),
             seed & 0xFFFFFFFF,
+            bool(model.binary),
         )
         most = None
         if model.max_features is not None:
@@ -115,6 +121,7 @@ class Settings:
             dropout=as_probability("dropout", model.dropout),
             batch_norm=bool(model.batch_norm),
             loss=_one_of("loss", model.loss, LOSSES),
+            label_sampling=bool(model.label_sampling),
             class_weight=model.class_weight,
             early_stopping=bool(model.early_stopping),
             validation_fraction=fraction,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,10 @@ class Examples:
             self.targets.take(order),
             self.weight[order],
         )
+
+    def drawn(self, seed: int, epoch: int) -> Examples:
+        """With one label a text: where there are several, one of them by chance."""
+        return replace(self, targets=self.targets.drawn(seed, epoch))
 
     def part(self, begin: int, end: int) -> tuple[Input, Targets, FloatArray]:
         """Neighbours, without copying."""

@@ -9,6 +9,7 @@ import scipy.sparse
 import sparse_embed as se
 from sparse_embed.text import TextClassifier
 from sparse_embed.text.estimator import NotFittedError
+from sparse_embed.text.labels import Targets
 from sparse_embed.text.settings import Settings
 
 GOOD = ["great", "fun", "good", "lovely", "superb", "fine"]
@@ -102,6 +103,37 @@ def test_several_labels_a_text():
     sparse = small(epochs=30).fit(TEXTS, scipy.sparse.csr_array(columns))
     assert rows_of(sparse) == rows_of(model)
     assert same.score(TEXTS, columns) == model.score(TEXTS, tags)
+
+
+def test_label_sampling_visits_one_label_of_several(tmp_path):
+    offsets = np.array([0, 2, 2, 3, 6])
+    targets = Targets(np.array([0, 4, 7, 1, 2, 3], np.int32), offsets)
+    drawn = [targets.drawn(seed=5, epoch=epoch) for epoch in range(3000)]
+    assert all(one.offsets.tolist() == [0, 1, 1, 2, 3] for one in drawn)
+    first, second, third = np.array([one.classes for one in drawn]).T
+    assert set(second) == {7}
+    for found, labels in ((first, [0, 4]), (third, [1, 2, 3])):
+        counts = [int((found == label).sum()) for label in labels]
+        assert sum(counts) == 3000
+        assert max(counts) - min(counts) < 200  # 4 standard deviations
+    assert (targets.drawn(5, 7).classes == drawn[7].classes).all()
+    assert any((targets.drawn(6, k).classes != drawn[k].classes).any() for k in range(5))
+
+    tags = [[label, "any"] for label in LABELS]
+    options = {"loss": "softmax", "label_sampling": True, "epochs": 4}
+    whole = small(**options).fit(TEXTS, tags)
+    assert rows_of(whole) != rows_of(small(loss="softmax", epochs=4).fit(TEXTS, tags))
+    chance = whole.predict_proba(NEW_TEXTS)
+    assert abs(chance[:, whole.classes_.tolist().index("any")].mean() - 0.5) < 0.1
+    model = small(**options, path=tmp_path / "m")
+    with pytest.raises(Stop):
+        model.fit(TEXTS, tags, progress=stop_at(3))
+    model.close()
+    with TextClassifier.load(tmp_path / "m", "r+") as again:
+        assert again.label_sampling
+        assert rows_of(again.fit(TEXTS, tags, resume=True)) == rows_of(whole)
+    with pytest.raises(se.ArgumentError, match='label_sampling: only loss="softmax"'):
+        small(label_sampling=True).fit(TEXTS, tags)
 
 
 def test_weights_move_the_balance():
@@ -303,6 +335,20 @@ def test_empty_and_unknown_texts_get_the_bias():
     assert small(epochs=1).fit(["", "word"], ["a", "b"]).predict([""]).shape == (1,)
 
 
+def test_binary_counts_a_word_once_a_text(tmp_path):
+    texts = ["fun fun fun", "dull dull", "fun", "dull"]
+    with small(word_ngrams=1, binary=True).fit(texts, ["a", "b"] * 2) as words:
+        once, twice = words.predict_proba(["fun dull", "fun dull fun dull fun"])
+        assert once.tolist() == twice.tolist()
+        assert np.diff(words.bags(["fun fun fun dull"])[1]).tolist() == [2]
+        words.save(tmp_path / "words")
+    with TextClassifier.load(tmp_path / "words") as again:
+        assert again.binary
+        assert np.diff(again.bags(["fun fun fun dull"])[1]).tolist() == [2]
+    with small(word_ngrams=1).fit(texts, ["a", "b"] * 2) as counted:
+        assert np.diff(counted.bags(["fun fun fun dull"])[1]).tolist() == [4]
+
+
 def test_one_hot_is_the_lookup():
     model = small().fit(TEXTS, LABELS)
     table = model.store.tables["words"]
@@ -356,6 +402,7 @@ def test_bad_data(texts, labels, message):
         ({"pooling": "median"}, "pooling"),
         ({"pooling": "flatten", "word_ngrams": 2}, "word_ngrams=1"),
         ({"pooling": "flatten", "minn": 2, "maxn": 3}, "maxn=0"),
+        ({"pooling": "flatten", "binary": True}, "binary"),
         ({"loss": "hinge"}, "loss"),
         ({"dropout": 1.0}, "dropout"),
         ({"maxn": 3}, "minn"),

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 import sparse_embed as se
-from sparse_embed.text.features import TextFeatures, frequent, joined, kept, padded, take
+from sparse_embed.text.features import (
+    TextFeatures,
+    distinct,
+    frequent,
+    joined,
+    kept,
+    padded,
+    take,
+)
 from sparse_embed.text.labels import learn
 from sparse_embed.text.tokenize import normalize, tokenize
 from sparse_embed.text.training import epoch_order
@@ -52,6 +60,22 @@ def test_moving_bags():
     assert frequent(bags[0], 1, None).tolist() == [5, 6, 7, 9]
     assert frequent(bags[0], 2, None).tolist() == [5]
     assert frequent(bags[0], 1, 2).tolist() == [5, 6]
+
+
+def test_a_row_once_a_text():
+    bags = np.array([9, 6, 9, 5, 6, 7, 7, 7], np.int64), np.array([0, 5, 5, 8])
+    assert lists(distinct(bags)) == [[5, 6, 9], [], [7]]
+    far = bags[0] + (1 << 61)  # fewer texts at a time: text and row share an integer
+    assert lists(distinct((far, bags[1]))) == [
+        [5 + (1 << 61), 6 + (1 << 61), 9 + (1 << 61)],
+        [],
+        [7 + (1 << 61)],
+    ]
+    assert lists(distinct((bags[0][:0], np.zeros(3, np.int64)))) == [[], []]
+    rng = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 4, 9000))])
+    many = rng.integers(0, 3, offsets[-1]), offsets
+    assert lists(distinct(many)) == [sorted(set(bag)) for bag in lists(many)]
 
 
 def test_an_order_is_a_permutation_by_seed_and_epoch():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 import sparse_embed as se
 from sparse_embed.cli import cli
 from sparse_embed.text import TextClassifier
+from sparse_embed.text.columns_file import read_columns
 from sparse_embed.text.label_file import read_labelled, single
 from tests.text.test_classifier import LABELS, NEW_LABELS, NEW_TEXTS, TEXTS
 
@@ -75,6 +77,56 @@ def test_train_and_predict(tmp_path):
     nowhere = str(tmp_path / "nowhere")
     assert run("train", "classifier", train, "-o", nowhere, "--resume").exit_code == 1
     assert isinstance(run("predict", nowhere, stdin="a").exception, se.NotAStoreError)
+
+
+def test_reading_columns(tmp_path):
+    path = tmp_path / "reviews.csv"
+    content = (
+        '\ufeffid,review,sentiment\n1,"Great, ""ü""\nindeed",pos\n\n2,' + "x" * 200_000 + ",neg\n"
+    )
+    expected = [('Great, "ü"\nindeed', "pos"), ("x" * 200_000, "neg")]
+    columns = ("review", "sentiment")
+    path.write_text(content)
+    assert list(read_columns(path, columns)) == expected
+    path.write_bytes(gzip.compress(content.encode()))
+    assert list(read_columns(path, columns)) == expected
+    assert [text for (text,) in read_columns(path, ("id",))] == ["1", "2"]
+    with pytest.raises(
+        se.ArgumentError, match="no column 'label' in its first line, which has 'id,"
+    ):
+        list(read_columns(path, ("review", "label")))
+    path.write_bytes(gzip.compress(content.encode())[:-9])
+    with pytest.raises(se.ArgumentError, match="damaged gzip"):
+        list(read_columns(path, columns))
+    tabs = tmp_path / "reviews.tsv"
+    tabs.write_bytes(b"pos\tgood, really\nneg\tbad\n")
+    assert list(read_columns(tabs, ("2", "1"))) == [("good, really", "pos"), ("bad", "neg")]
+    with pytest.raises(se.ArgumentError, match="no column '3'"):
+        list(read_columns(tabs, ("3", "1")))
+    tabs.write_bytes(b"pos\tgood\nneg\n")
+    with pytest.raises(se.ArgumentError, match="line 2: expected 2 columns or more, found 1"):
+        list(read_columns(tabs, ("2", "1")))
+    tabs.write_bytes(b"pos\tgood\nneg\t\xff\n")
+    with pytest.raises(se.ArgumentError, match="expected UTF-8"):
+        list(read_columns(tabs, ("2", "1")))
+
+
+def test_train_and_predict_columns(tmp_path):
+    with (tmp_path / "reviews.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *zip(TEXTS, LABELS, strict=True)])
+    data, model = str(tmp_path / "reviews.csv"), str(tmp_path / "model")
+    columns = ["--text-column", "text", "--label-column", "label"]
+    options = ["-o", model, "--validation", data, "--embedding-dim", "16", "--epochs", "20"]
+    done = run("train", "classifier", data, *columns, *options, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["P@1"] > 0.9
+    done = run("predict", model, data, "--text-column", "text")
+    assert done.exit_code == 0, done.output
+    with TextClassifier.load(model) as loaded:
+        assert done.stdout.split() == loaded.predict(TEXTS).tolist()
+    assert run("train", "classifier", data, *columns[:2], "-o", "x").exit_code == 2
+    assert run("predict", model, data, "--delimiter", ";").exit_code == 2
+    assert run("predict", model, "--text-column", "text", stdin="text").exit_code == 2
 
 
 def test_early_stopping_and_pretrained_from_the_command_line(tmp_path):
