@@ -7,7 +7,8 @@ from its .bin.
 
     vectors      skip-gram with sub-words (dim 100, window 5, n-grams of 3 to 6), one epoch, 2
                  threads; the curve is the held-out loss after 1, 2 and 4 epochs, of ours by size
-                 of batch: each row moves once a batch, fastText's once a pair
+                 of batch: each row moves once a batch, fastText's once a pair; at the default size
+                 the last may not be above fastText's by more than 0.02
     classifier   which of the 30 largest modules 25 words running are from: ours at its defaults,
                  fastText at those of its tutorial (bigrams, lr 1, 25 epochs)
 """
@@ -86,7 +87,8 @@ def held_out_loss(model: WordVectors, path: Path) -> float:
     objective = model._objective(run=1)
     loss, pairs = 0.0, 0
     for number, (tokens, lines) in enumerate(Corpus(str(path)).batches(model.vocabulary, 4096)):
-        learned = objective.train_batch(tokens, lines, 0, number, lr=0.0)
+        block = objective.draw(tokens, lines, 0, number)
+        learned = objective.train_batch(block, 0, len(block), lr=0.0)
         loss, pairs = loss + learned.loss, pairs + learned.pairs
     return loss / max(1, pairs)
 
@@ -121,7 +123,7 @@ def _vectors(settings: Settings, documents: list[tuple[str, list[str]]]) -> Case
             losses["fastText"] = found
             competitors.append(Competitor("fastText", lambda i: _fit_theirs(text, 1)))
             ours = next(iter(losses.values()))[-1]
-            if not settings.quick and ours > found[-1] + 0.15:  # it diverges
+            if not settings.quick and ours > found[-1] + 0.02:  # behind by more than chance
                 raise Disagreement(f"held-out loss after {epochs[-1]} epochs: {losses}")
         name = f"skip-gram with sub-words x 100, one epoch of {words:,} words"
         case = race(name, competitors, settings.count(3, 1), warmup=0, absent=absent)

@@ -6,8 +6,8 @@ loss of a pair is
 
     -ln sigmoid(x_o) - sum_k ln sigmoid(-x_k),     d loss / d x = sigmoid(x) - label
 
-(Mikolov et al., NIPS 2013).  Positions are those of the batch; windows shrink at random to 1 ..
-`window` words on each side and never cross a line.  Everything drawn is a function of (key,
+(Mikolov et al., NIPS 2013).  Positions are those of a block of text; windows shrink at random to
+1 .. `window` words on each side and never cross a line.  Everything drawn is a function of (key,
 position), so batches may be worked on by any number of threads.
 
 Layout   a pair takes 1 + negative entries: o first, then the words drawn.  Pairs lie by the
@@ -70,10 +70,10 @@ def draw_words(random, number, other_than, threshold, alias, words, begin, end):
 def count_pairs_cpu():
     """kernel(key, window, order, lines, counter, pairs)
 
-    key      u8          of the batch
+    key      u8          of the block
     window   u8          most words on each side
-    order    (n,) i8     the centres: positions in the batch
-    lines    (n,) i8     number of the line of each position; equal ones are neighbours
+    order    (n,) i8     the centres: positions in the block
+    lines    (N,) i8     number of the line of each position; equal ones are neighbours
     counter  `new_counter(chunks)`
     pairs    (n,) i8     out: pairs of each centre, in the order of `order`
     """
@@ -102,7 +102,7 @@ def skipgram_cpu():
 
     As `count_pairs`, and
     negative          i8           words drawn for a pair
-    tokens            (n,) i8      word numbers of the batch
+    tokens            (N,) i8      word numbers of the block
     firsts            (n+1,) i8    where each centre's pairs begin
     threshold, alias  (V,)         the alias table of the vocabulary, see `draws.alias_table_cpu`
     targets           (P (1 + negative),) i8   out: word numbers
@@ -140,38 +140,38 @@ def skipgram_cpu():
 
 @functools.cache
 def cbow_cpu():
-    """kernel(key, window, negative, lines, tokens, local, firsts, threshold, alias, counter,
+    """kernel(key, window, negative, order, lines, tokens, firsts, threshold, alias, counter,
               contexts, targets)
 
-    The roles turned round: centre i is o, and the words of its window together are c.
+    The roles turned round: centre order[i] is o, and the words of its window together are c.
 
-    local     (n,) i8      what `contexts` holds for each position
-    firsts    (n+1,) i8    where each centre's contexts begin: `count_pairs` in order 0 .. n-1
-    contexts  (P,) i8      out: local[position] of the words of each window
+    firsts    (n+1,) i8    where each centre's contexts begin, see `count_pairs`
+    contexts  (P,) i8      out: the words of each window
     targets   (n (1 + negative),) i8   out: word numbers
     """
     digest = DIGEST
 
     @team_kernel
     def cbow(
-        key, window, negative, lines, tokens, local, firsts, threshold, alias, counter,
+        key, window, negative, order, lines, tokens, firsts, threshold, alias, counter,
         contexts, targets,
     ):  # fmt: skip
         _ = digest
-        n = tokens.shape[0]
+        n = order.shape[0]
         number = np.uint64(threshold.shape[0])
         while True:
             begin = next_chunk(counter, 0) * CHUNK
             if begin >= n:
                 break
-            for place in range(begin, min(n, begin + CHUNK)):
+            for i in range(begin, min(n, begin + CHUNK)):
+                place = order[i]
                 low, high = window_bounds(place, half_window(key, place, window), lines)
-                at = firsts[place]
+                at = firsts[i]
                 for other in range(low, high):
                     if other != place:
-                        contexts[at] = local[other]
+                        contexts[at] = tokens[other]
                         at += 1
-                k = place * (1 + negative)
+                k = i * (1 + negative)
                 targets[k] = tokens[place]
                 draw_words(
                     mix64(key + np.uint64(place) * GOLDEN), number, tokens[place],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,11 +17,12 @@ from sparse_embed.text.corpus import Corpus, Vocabulary, make_vocabulary
 from sparse_embed.text.vectors_options import batch_tokens, check_options
 from sparse_embed.text.vectors_queries import NotFittedError, VectorQueries
 from sparse_embed.text.vectors_store import Progress
-from sparse_embed.text.vectors_training import Objective, Sampler
+from sparse_embed.text.vectors_training import Learned, Objective, Sampler
 
 __all__ = ["NotFittedError", "VectorProgress", "WordVectors"]
 
 _CLIP = 10.0
+_BLOCK = 1 << 18  # tokens whose centres are shuffled: some 10 MB
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class WordVectors(VectorQueries):
         ArgumentError: a value out of range, or both `lr` and `optimizer`.
 
     Notes:
-        Defaults are fastText's (its `skipgram` command).  Batching rule: the rows of a batch move
+        Defaults are fastText's (its `skipgram` command).  Batching rule: a batch has its words from
+        all over 262,144 words of running text, in an order that is drawn; its rows move
         once, by the sum of their gradients at its beginning, and this sum is clipped to a norm of
         10.  fastText moves rows pair by pair; the sum of a word that is everywhere, taken at one
         point, would overshoot in large batches, and the clip bounds how far it can go.
@@ -225,26 +227,20 @@ class WordVectors(VectorQueries):
         progress: Callable[[VectorProgress], None] | None,
         commit_every: int,
     ) -> Self:
-        size = at.batch_size
         try:
             self._commit(at)
             objective = self._objective(at.runs)
             total, committed = at.epochs * at.tokens, at.tokens_done
             while at.tokens_done < total:
-                epoch, skip = divmod(at.tokens_done, at.tokens)
-                loss, pairs = 0.0, 0
-                batches = source.batches(self.vocabulary, size, skip)
-                for number, (tokens, lines) in enumerate(batches, skip // size):
-                    lr = at.lr * max(0.0, 1 - at.tokens_done / total)
-                    learned = objective.train_batch(tokens, lines, epoch, number, lr)
-                    self._forget()
-                    at.tokens_done += len(tokens)
+                epoch, loss, pairs = at.tokens_done // at.tokens, 0.0, 0
+                for learned in self._reading(source, objective, at):
                     loss, pairs = loss + learned.loss, pairs + learned.pairs
                     mean = loss / max(1, pairs)
                     if not np.isfinite(mean):
                         raise ArgumentError(
                             f"training diverged in epoch {epoch + 1} (loss {mean}): try a smaller"
-                            f" batch_size than {size} or a smaller learning rate than {at.lr}"
+                            f" batch_size than {at.batch_size} or a smaller learning rate than"
+                            f" {at.lr}"
                         )
                     if progress is not None:
                         progress(VectorProgress(epoch + 1, at.epochs, at.tokens_done, total, mean))
@@ -262,6 +258,26 @@ class WordVectors(VectorQueries):
             self._abandon()
             raise
         return self
+
+    def _reading(self, source: Corpus, objective: Objective, at: Progress) -> Iterator[Learned]:
+        """The steps of an epoch, or those that are left of it, each when it is done."""
+        size, total = at.batch_size, at.epochs * at.tokens
+        block = max(_BLOCK, size)
+        epoch, seen = divmod(at.tokens_done, at.tokens)
+        first, seen = divmod(seen, block)  # a block that was begun goes on
+        blocks = source.batches(self.vocabulary, block, first * block)
+        for number, (tokens, lines) in enumerate(blocks, first):
+            before = epoch * at.tokens + number * block
+            drawn = objective.draw(tokens, lines, epoch, number)
+            steps = -(-len(tokens) // size)
+            for step in range(-(-seen * steps // len(tokens)), steps):
+                lr = at.lr * max(0.0, 1 - at.tokens_done / total)
+                begin, end = (len(drawn) * k // steps for k in (step, step + 1))
+                learned = objective.train_batch(drawn, begin, end, lr)
+                self._forget()
+                at.tokens_done = before + len(tokens) * (step + 1) // steps
+                yield learned
+            seen = 0
 
     def _objective(self, run: int) -> Objective:
         options = self.options

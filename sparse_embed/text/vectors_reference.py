@@ -55,6 +55,7 @@ def train_batch(
     rows_of: Callable[[int], IndexArray],
     tokens: IndexArray,
     lines: IndexArray,
+    centres: IndexArray,
     *,
     key: int,
     threshold: AnyArray,
@@ -63,12 +64,13 @@ def train_batch(
     window: int,
     negative: int,
 ) -> tuple[Float64, Float64, float, int]:
-    """Gradients of one batch, after sub-sampling.
+    """Gradients of one batch.
 
     Args:
         inputs, outputs: weights of both tables.
         rows_of: word number -> its rows in the input table.
-        tokens, lines: (n,) words of the batch and the line of each.
+        tokens, lines: (N,) words of a block of text after sub-sampling, and the line of each.
+        centres: (n,) positions in it.
 
     Returns:
         the gradients of `inputs` and `outputs`, the summed loss, and the number of pairs (CBOW:
@@ -76,7 +78,8 @@ def train_batch(
     """
     input_grad, output_grad = np.zeros_like(inputs), np.zeros_like(outputs)
     loss, pairs = 0.0, 0
-    for place, word in enumerate(tokens.tolist()):
+    for place in centres.tolist():
+        word = int(tokens[place])
         others = window_of(key, place, lines, window)
         random = mix64((key + place * _GOLDEN) & _MASK)
         if sg:

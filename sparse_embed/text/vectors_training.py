@@ -1,7 +1,10 @@
 """One batch of word vectors: what is drawn, and the public table operations that learn from it.
 
-The input table holds rows of words and sub-words, the output table one row a word.  A batch is a
-stretch of running text.  Its centres are sorted by word, so that each of its words is one bag:
+The input table holds rows of words and sub-words, the output table one row a word.  Running text
+comes in blocks of many batches.  A batch has its centres from all over a block: words stand in
+heaps (a name ten times in a paragraph), and a batch of neighbours would move such a word once by
+ten gradients that say the same.  The centres of a batch are sorted by word, so that each of its
+words is one bag:
 
     hidden  = input.lookup(sub-words of each word, mode="mean")
     scores  = <hidden, output row>          output.per_sample_weights_grad(hidden, targets, bags)
@@ -65,6 +68,23 @@ class Learned:
     pairs: int
 
 
+@dataclass(frozen=True)
+class Block:
+    """Running text after sub-sampling.
+
+    tokens, lines: (n,) words and the line of each.  order: (n,) its positions, shuffled: batches
+    take their centres from it.  key: of what is drawn for them.
+    """
+
+    key: np.uint64
+    tokens: IndexArray
+    lines: IndexArray
+    order: IndexArray
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
 class Objective:
     """Skip-gram or CBOW with negative sampling, on two tables.
 
@@ -72,7 +92,7 @@ class Objective:
         subwords: the bags of the vocabulary in the input table.
         sg: skip-gram; else CBOW.
         window, negative: as `WordVectors`.
-        seed: everything drawn is a function of (seed, epoch, number of the batch).
+        seed: everything drawn is a function of (seed, epoch, number of the block).
     """
 
     def __init__(
@@ -97,31 +117,34 @@ class Objective:
         self._seed = seed
         self._learn = self._skipgram if sg else self._cbow
 
-    def train_batch(
-        self, tokens: IndexArray, lines: IndexArray, epoch: int, number: int, lr: float
-    ) -> Learned:
-        """Sub-sample the batch, and move both tables once."""
+    def draw(self, tokens: IndexArray, lines: IndexArray, epoch: int, number: int) -> Block:
+        """Sub-sample a block of running text, and shuffle its centres."""
         random = np.random.default_rng((self._seed, epoch, number))
         key = random.integers(0, 2**64, dtype=np.uint64)
         kept = random.random(len(tokens), np.float32) < self._sampler.keep[tokens]
         tokens, lines = tokens[kept], lines[kept]
-        if len(tokens) < 2:
+        return Block(key, tokens, lines, random.permutation(len(tokens)))
+
+    def train_batch(self, block: Block, begin: int, end: int, lr: float) -> Learned:
+        """Move both tables once, for the centres `block.order[begin:end]`."""
+        if begin >= end:
             return Learned(0.0, 0)
         self.inputs.lr = self.outputs.lr = lr
         guard_fork()
-        return self._learn(key, tokens, lines)
+        return self._learn(block, block.order[begin:end])
 
-    def _skipgram(self, key: np.uint64, tokens: IndexArray, lines: IndexArray) -> Learned:
-        merged = ops.merge(tokens, ops.NO_PADDING)
-        firsts = self._firsts(key, merged.positions, lines)
+    def _skipgram(self, block: Block, centres: IndexArray) -> Learned:
+        merged = ops.merge(block.tokens[centres], ops.NO_PADDING)
+        centres = centres[merged.positions]
+        firsts = self._firsts(block, centres)
         pairs = int(firsts[-1])
         if pairs == 0:
             return Learned(0.0, 0)
         entries = 1 + self._negative
         targets = np.empty(pairs * entries, np.int64)
         kernels.skipgram_cpu()(
-            key, self._window, self._negative, merged.positions, lines, tokens, firsts,
-            self._sampler.threshold, self._sampler.alias, _counter(len(tokens)), targets,
+            block.key, self._window, self._negative, centres, block.lines, block.tokens, firsts,
+            self._sampler.threshold, self._sampler.alias, _counter(len(centres)), targets,
         )  # fmt: skip
         bags = self._subwords(merged.indices)
         hidden = self.inputs.lookup(*bags, mode="mean")
@@ -129,24 +152,24 @@ class Objective:
         self.inputs.update(upward, *bags, mode="sum")
         return Learned(loss, pairs)
 
-    def _cbow(self, key: np.uint64, tokens: IndexArray, lines: IndexArray) -> Learned:
-        merged = ops.merge(tokens, ops.NO_PADDING)
-        n, entries = len(tokens), 1 + self._negative
-        local = np.empty(n, np.int64)
-        local[merged.positions] = np.repeat(np.arange(len(merged)), np.diff(merged.starts))
-        firsts = self._firsts(key, np.arange(n), lines)
+    def _cbow(self, block: Block, centres: IndexArray) -> Learned:
+        n, entries = len(centres), 1 + self._negative
+        firsts = self._firsts(block, centres)
         contexts = np.empty(firsts[-1], np.int64)
         targets = np.empty(n * entries, np.int64)
-        kernels.cbow_cpu()(
-            key, self._window, self._negative, lines, tokens, local, firsts,
-            self._sampler.threshold, self._sampler.alias, _counter(n), contexts, targets,
-        )  # fmt: skip
         if len(contexts) == 0:
             return Learned(0.0, 0)
+        kernels.cbow_cpu()(
+            block.key, self._window, self._negative, centres, block.lines, block.tokens, firsts,
+            self._sampler.threshold, self._sampler.alias, _counter(n), contexts, targets,
+        )  # fmt: skip
+        merged = ops.merge(contexts, ops.NO_PADDING)
+        local = np.empty(len(contexts), np.int64)
+        local[merged.positions] = np.repeat(np.arange(len(merged)), np.diff(merged.starts))
         bags = self._subwords(merged.indices)
         sums = self.inputs.lookup(*bags, mode="sum")
         ones = np.ones(len(contexts), np.float32)
-        windows = scipy.sparse.csr_array((ones, contexts, firsts), (n, len(merged)))
+        windows = scipy.sparse.csr_array((ones, local, firsts), (n, len(merged)))
         # The mean over all sub-words of the window, as fastText and gensim take it.
         lengths = windows @ self._lengths[merged.indices].astype(np.float32)
         hidden = (windows @ sums) / np.maximum(lengths, 1.0)[:, None]
@@ -160,10 +183,13 @@ class Objective:
         self.inputs.update(windows.T @ upward, *bags, mode="sum")
         return Learned(loss, n - len(alone))
 
-    def _firsts(self, key: np.uint64, order: IndexArray, lines: IndexArray) -> IndexArray:
+    def _firsts(self, block: Block, centres: IndexArray) -> IndexArray:
         """(n+1,) where the pairs of each centre begin."""
-        firsts = np.zeros(len(order) + 1, np.int64)
-        kernels.count_pairs_cpu()(key, self._window, order, lines, _counter(len(order)), firsts[1:])
+        firsts = np.zeros(len(centres) + 1, np.int64)
+        counter = _counter(len(centres))
+        kernels.count_pairs_cpu()(
+            block.key, self._window, centres, block.lines, counter, firsts[1:]
+        )
         np.cumsum(firsts, out=firsts)
         return firsts
 

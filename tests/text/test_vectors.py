@@ -13,7 +13,7 @@ from sparse_embed.text.corpus import Corpus, make_vocabulary
 from sparse_embed.text.vectors import NotFittedError
 from sparse_embed.text.vectors_options import batch_tokens
 from sparse_embed.text.vectors_queries import UnknownWordError
-from sparse_embed.text.vectors_training import Objective, Sampler
+from sparse_embed.text.vectors_training import Block, Objective, Sampler
 
 DIM = 64  # as other tests, for their compiled kernels
 SMALL = {
@@ -81,11 +81,14 @@ def test_one_batch_is_what_it_says(sg, maxn):
     key = int(random.integers(0, 2**64, dtype=np.uint64))
     kept = random.random(len(tokens), np.float32) < sampler.keep[tokens]
     assert 50 < kept.sum() < 200
+    block = objective.draw(tokens, lines, 0, 7)
+    assert sorted(block.order.tolist()) == list(range(kept.sum())) != block.order.tolist()
     *grads, loss, pairs = vectors_reference.train_batch(
-        *weights, lambda word: subwords([word])[0], tokens[kept], lines[kept], key=key,
+        *weights, lambda word: subwords([word])[0], tokens[kept], lines[kept],
+        block.order[10:-10], key=key,
         threshold=sampler.threshold, alias=sampler.alias, sg=sg, window=3, negative=4,
     )  # fmt: skip
-    learned = objective.train_batch(tokens, lines, 0, 7, 0.1)
+    learned = objective.train_batch(block, 10, len(block) - 10, 0.1)
     assert learned.pairs == pairs > 50
     assert learned.loss == pytest.approx(loss, rel=1e-5)
     for table, before, grad in zip(tables, weights, grads, strict=True):
@@ -103,7 +106,7 @@ def test_negatives_follow_the_counts():
     tokens, lines = np.zeros(n, np.int64), np.zeros(n, np.int64)
     tokens[1::2] = 1
     order = np.arange(n)
-    firsts = objective._firsts(np.uint64(3), order, lines)
+    firsts = objective._firsts(Block(np.uint64(3), tokens, lines, order), order)
     targets = np.empty(firsts[-1] * 5, np.int64)
     kernels.skipgram_cpu()(
         np.uint64(3), np.uint64(3), 4, order, lines, tokens, firsts,
