@@ -35,7 +35,7 @@ class ContrastModel(FactorModel):
         epochs: int,
         lr: float | None,
         default_lr: float,
-        regularization: float,
+        regularization: float | None,
         negative_power: float,
         num_negatives: int,
         in_batch: bool,

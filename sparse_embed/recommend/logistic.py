@@ -7,6 +7,9 @@ from typing import Any, Unpack
 from sparse_embed.recommend.base import Common
 from sparse_embed.recommend.contrast import ContrastModel
 from sparse_embed.recommend.fitted import not_negative
+from sparse_embed.recommend.model_store import kept
+from sparse_embed.recommend.neighbours import regularization_of
+from sparse_embed.recommend.sampling import Interactions
 
 __all__ = ["Logistic"]
 
@@ -23,15 +26,16 @@ class Logistic(ContrastModel):
 
     Args:
         embedding_dim, epochs, lr, negative_power, common: as in `BPR`.
-        regularization: weight of the L2 term, per interaction (of a negative: once a block).
+        regularization: weight of the L2 term, per interaction (of a negative: once a block).  None:
+            by the data, as in `BPR`.
         num_negatives: M, drawn for each block of M interactions, which all of them share; those
             that the user took do not count.
         negative_weight: what the M negatives weigh together, against the one item taken.
         in_batch: the negatives are the items of the block's own interactions.
 
-    By default the negatives weigh together as much as the item taken.  On citeulike-a (leave one
-    out) 30 epochs of that, a number chosen there, reach a recall@20 of 0.295; with
-    negative_weight=4, 10 epochs reach 0.217 and 50 epochs 0.040.
+    By default the negatives weigh together as much as the item taken: on citeulike-a (leave one
+    out) 30 epochs of that reached a recall@20 of 0.295, with negative_weight=4, 10 epochs 0.217 and
+    50 epochs 0.040.
 
     References:
         Johnson: Logistic Matrix Factorization for Implicit Feedback Data. 2014.  He et al.: Neural
@@ -47,8 +51,8 @@ class Logistic(ContrastModel):
         *,
         epochs: int = 30,
         lr: float | None = None,
-        regularization: float = 0.01,
-        negative_power: float = 0.5,
+        regularization: float | None = None,
+        negative_power: float = 0.25,
         num_negatives: int = 64,
         negative_weight: float = 1.0,
         in_batch: bool = False,
@@ -69,6 +73,15 @@ class Logistic(ContrastModel):
 
     def _hyperparameters(self) -> dict[str, Any]:
         return {**super()._hyperparameters(), "negative_weight": self.negative_weight}
+
+    def _prepare(self, interactions: Interactions) -> None:
+        self._l2 = kept(
+            self.store,
+            "regularization",
+            self.regularization,
+            lambda: regularization_of(interactions),
+        )
+        super()._prepare(interactions)
 
     def _numbers(self) -> tuple[float, float]:
         return self.negative_weight, 0.0

@@ -1,11 +1,13 @@
 """How well the tastes of others predict: what tells clear data from noisy ones.
 
 An objective that may learn clear data by heart learns noise by heart as well, so default weights
-ask this first (`regularization` of BPR, `temperature` of SampledSoftmax).
+ask this first: `regularization` of BPR and Logistic, `temperature` of SampledSoftmax, and
+`negative_weight` of CCL.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +17,15 @@ import scipy.sparse
 from sparse_embed._typing import IndexArray
 from sparse_embed.recommend.sampling import Interactions
 
-__all__ = ["agreement", "questions"]
+__all__ = ["agreement", "questions", "regularization_of"]
 
 _ASKED = 256  # interactions: the answer's standard error is 0.01 to 0.02
 _RIVALS = 16  # items against each
 _NEAR = 20  # of the catalogue, a 20th less and a 20th more popular than the item, or 8 items
 _MOST = 128  # items of a user by which others are known
+_DISSENT = 0.2  # regularization: of how little others agree, ...
+_DENSE = 50  # ... less for data denser than this, ...
+_WEAKEST, _STRONGEST = 0.015, 0.12  # ... and its bounds
 
 _Items = npt.NDArray[np.int32]
 
@@ -62,6 +67,14 @@ def agreement(interactions: Interactions) -> float:
         votes /= np.maximum(each, 1)
         shares.append(float(np.mean((1 + np.sign(votes[-1] - votes[:-1])) / 2)))
     return float(np.mean(shares)) if shares else 0.5
+
+
+def regularization_of(interactions: Interactions) -> float:
+    """The default `regularization` of BPR and Logistic: see `BPR`."""
+    users = int(np.count_nonzero(np.diff(interactions.indptr)))
+    density = len(interactions) / math.sqrt(users * len(interactions.catalogue))
+    wanted = _DISSENT * (1 - agreement(interactions)) * math.sqrt(min(1.0, _DENSE / density))
+    return min(max(wanted, _WEAKEST), _STRONGEST)
 
 
 class Question(NamedTuple):

@@ -15,7 +15,7 @@ from sparse_embed.errors import ArgumentError, IndexRangeError, NotAStoreError, 
 from sparse_embed.kernels._jit import new_counter
 from sparse_embed.kernels.bpr import bpr_gradients_cpu, penalize_cpu, places_cpu
 from sparse_embed.recommend import BPR, NotFittedError
-from sparse_embed.recommend.bpr import regularization_of
+from sparse_embed.recommend.neighbours import regularization_of
 from sparse_embed.recommend.sampling import TILE, Interactions, Sampler, Triplets
 
 

@@ -143,19 +143,35 @@ def test_batches_leave_steps_to_a_small_fit(taken):
     assert SampledSoftmax(batch_size=130)._batch_step(10**9) == 256
 
 
+def test_softmax_is_as_sharp_as_the_data_is_clear(taken, tmp_path):
+    noise = scipy.sparse.csr_array(np.random.default_rng(0).random((200, 100)) < 0.1)
+    for data, least, most in [(taken, 0.15, 0.15), (noise, 0.35, 0.4)]:
+        with SampledSoftmax(DIM, epochs=1, seed=1) as model:
+            chosen = model.fit(data).store.metadata["temperature"]
+            assert least <= chosen <= most
+            given = SampledSoftmax(DIM, epochs=1, seed=1, temperature=chosen).fit(data)
+            assert digest(model) == digest(given)
+            model.save(tmp_path / str(chosen))
+        again = load(tmp_path / str(chosen), mode="r+")
+        assert again.temperature is None
+        few = scipy.sparse.csr_array((np.ones(1), ([0], [5])), shape=data.shape)
+        assert digest(again.partial_fit(few)) == digest(given.partial_fit(few))
+    assert SampledSoftmax(DIM, epochs=1, cosine=False).fit(taken)._temperature == 1.0
+
+
 def test_negatives_of_ccl_weigh_what_the_data_says(taken, tmp_path):
-    """20 users with 9 of 20 items each: 1.22 items not taken for each one that was."""
+    """20 users with 9 of 20 items each: 1.22 items not taken for each one that was; two tastes."""
     with CCL(DIM, epochs=1, seed=1, path=tmp_path / "model") as model:
         model.fit(taken)
         weight = model.store.metadata["negative_weight"]
-        assert weight == weight_of(Interactions.from_csr(taken)) == pytest.approx((11 / 9) ** 0.5)
+        assert weight == weight_of(Interactions.from_csr(taken)) == pytest.approx((11 / 9) ** 0.6)
         again = CCL(DIM, epochs=1, seed=1, negative_weight=weight).fit(taken)
         assert digest(model) == digest(again)
         few = scipy.sparse.csr_array((np.ones(1), ([0], [5])), shape=taken.shape)
         model.partial_fit(few)  # says nothing about all
         assert model.store.metadata["negative_weight"] == weight
     sparse = scipy.sparse.csr_array((np.ones(100), (np.arange(100), np.arange(100))))
-    assert weight_of(Interactions.from_csr(sparse)) == pytest.approx(99**0.5)
+    assert weight_of(Interactions.from_csr(sparse)) == 4.0  # nobody says anything about anybody
     dense = scipy.sparse.csr_array(np.tri(3))
     assert weight_of(Interactions.from_csr(dense)) == 1.0  # no less
     assert load(tmp_path / "model").negative_weight is None
