@@ -1,6 +1,9 @@
 /* The machine's own limits for rows of DIM floats: what any implementation is held against.
    Built by ceilings.py with -O3 -march=native -fopenmp -DDIM=n; the distance of prefetching is an
    argument, so that the best one is found at run time. */
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -79,6 +82,77 @@ void gather_sum(const float *records, int64_t stride, const int64_t *indices,
                         DIM - REST, REST, 0);
     }
 }
+
+/* A float16 as float32, where the processor has no instruction for it: subnormal numbers by
+   counting their units, the others by moving the exponent. */
+static inline float from_half(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+    uint32_t word = rest >= 0x7c00 ? 0x7f800000 | rest << 13 : (rest << 13) + 0x38000000;
+    if (rest < 0x0400) {
+        const float units = rest * 0x1p-24f;
+        memcpy(&word, &units, 4);
+    }
+    word |= sign;
+    float x;
+    memcpy(&x, &word, 4);
+    return x;
+}
+
+static inline void add_float16(float *sum, const uint8_t *row) {
+    const uint16_t *h = (const uint16_t *)row;
+    int d = 0;
+#ifdef __F16C__
+    for (; d + 8 <= DIM; d += 8) {
+        const __m256 x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + d)));
+        _mm256_storeu_ps(sum + d, _mm256_add_ps(_mm256_loadu_ps(sum + d), x));
+    }
+#endif
+    for (; d < DIM; d++) sum[d] += from_half(h[d]);
+}
+
+static inline void add_bfloat16(float *sum, const uint8_t *row) {
+    const uint16_t *h = (const uint16_t *)row;
+    for (int d = 0; d < DIM; d++) {
+        const uint32_t word = (uint32_t)h[d] << 16;
+        float x;
+        memcpy(&x, &word, 4);
+        sum[d] += x;
+    }
+}
+
+/* scale, bias, bytes: a weight is byte * scale + bias */
+static inline void add_int8(float *sum, const uint8_t *row) {
+    float scale, bias;
+    memcpy(&scale, row, 4);
+    memcpy(&bias, row + 4, 4);
+    for (int d = 0; d < DIM; d++) sum[d] += row[8 + d] * scale + bias;
+}
+
+/* Bags of narrow rows summed in float32: out[b] = sum_k row(indices[k]); stride in bytes. */
+#define NARROW(name, bytes)                                                                        \
+    void gather_##name(const uint8_t *records, int64_t stride, const int64_t *indices,             \
+                       const int64_t *offsets, int64_t bags, float *out, int64_t ahead,            \
+                       int threads) {                                                              \
+        const int64_t last = offsets[bags] - 1;                                                    \
+        const int64_t chunk = bags / (threads * 16) + 1;                                           \
+        _Pragma("omp parallel for schedule(dynamic, chunk) num_threads(threads)")                  \
+        for (int64_t b = 0; b < bags; b++) {                                                       \
+            float sum[DIM] = {0};                                                                  \
+            for (int64_t k = offsets[b]; k < offsets[b + 1]; k++) {                                \
+                const int64_t next = k + ahead < last ? k + ahead : last;                          \
+                const uint8_t *there = records + indices[next] * stride;                           \
+                for (int line = 0; line < (bytes); line += 64)                                     \
+                    __builtin_prefetch(there + line, 0, 3);                                        \
+                __builtin_prefetch(there + (bytes) - 1, 0, 3);                                     \
+                add_##name(sum, records + indices[k] * stride);                                    \
+            }                                                                                      \
+            memcpy(out + b * DIM, sum, sizeof sum);                                                \
+        }                                                                                          \
+    }
+
+NARROW(float16, 2 * DIM)
+NARROW(bfloat16, 2 * DIM)
+NARROW(int8, 8 + DIM)
 
 /* One row moved by its gradient; the state lies behind the weights, as our records have it. */
 static inline void lazy_adam_row(float *w, const float *g, float rate, float eps) {

@@ -120,6 +120,19 @@ class Ceilings:
         )  # fmt: skip
         return out
 
+    def gather_narrow(
+        self, dtype: str, records: Floats, indices: Ints, offsets: Ints, ahead: int = 16
+    ) -> Floats | None:
+        """(B, D) sums of bags of "float16", "bfloat16" or "int8" rows; None without a compiler."""
+        if self._c is None:
+            return None
+        out = np.empty((len(offsets) - 1, self._dim), np.float32)
+        getattr(self._c, f"gather_{dtype}")(
+            _at(records), _INT(records.strides[0]), _at(indices), _at(offsets),
+            _INT(len(offsets) - 1), _at(out), _INT(ahead), self._threads,
+        )  # fmt: skip
+        return out
+
     def update_rows(
         self, name: str, records: Floats, rows: Ints, grad: Floats, rate: float, ahead: int = 4
     ) -> None:

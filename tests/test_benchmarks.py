@@ -164,7 +164,7 @@ def test_goals_compare_the_right_sides():
     assert ("step, Adam, against its floor", "**missed**") in verdicts
     case.samples["torch"] = [11.0, 11.0]
     (row, _) = targets.rows(_result(train_step=[case]))
-    assert row[-1] == "**missed**; at the floor in C: 22.00 (22.00 to 22.00)"
+    assert row[-1] == "**missed**; at the ceiling in C: 22.00 (22.00 to 22.00)"
     commits = harness.Case("w: a commit every 10 steps", {"commit()": [1.2], "no commits": [1.0]})
     commits.samples["allowed for commit()"] = [1.1]
     ((_, _, allowed, ours, _, _, verdict),) = targets.rows(_result(durability=[commits]))
