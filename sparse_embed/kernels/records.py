@@ -19,6 +19,7 @@ from sparse_embed.kernels._intrinsics import (
     next_chunk,
     prefetch,
     prefetch_read,
+    prefetch_write,
     row_pointer,
     stream_4,
     streams_done,
@@ -149,10 +150,19 @@ def move_records_serial():
     def move_records(source, begins, target, places, width):
         """target[places[i] + d] = source[begins[i] + d] for d < width, for a background thread.
 
-        source, target (words,) f4 · begins, places (n,) i8: of word 0 of each record
+        source, target (words,) f4 · begins, places (n,) i8: of word 0 of each record.  Neither was
+        looked at lately (a disk wrote the one, the other lies anywhere), so both are asked for.
         """
         digest  # noqa: B018
-        for i in range(begins.shape[0]):
+        n = begins.shape[0]
+        lines = min((width + 15) // 16, _LINES)
+        for i in range(n):
+            if i + _SOON < n:
+                soon = at(first(source), begins[i + _SOON])
+                then = at(first(target), places[i + _SOON])
+                for line in range(lines):
+                    prefetch_read(at(soon, 16 * line))
+                    prefetch_write(at(then, 16 * line))
             s, t = begins[i], places[i]
             for d in range(width):
                 target[t + d] = source[s + d]

@@ -5,9 +5,10 @@ core that training would like to have; and what goes through the cache pushes ou
 there.  Where records lie densely enough, a window of the file is moved instead:
 
 reading    neighbours and what lies between them at once, then the records out of that
-writing    the window's pages are read (holes are zeros), the records put in, the pages written
-           back.  Rows in between get the bytes that they have: a torn write changes nothing of
-           them.  A hole between that no record touches stays one unless it is short.
+writing    the window's pages are read (holes are zeros), the records put in by the caller, which
+           may `read` them to there from elsewhere, and the pages written back.  Rows in between get
+           the bytes that they have: a torn write changes nothing of them.  A hole between that no
+           record touches stays one unless it is short.
 
 Both do nothing where it would not pay or the file system cannot; the caller then moves records one
 by one.
@@ -16,8 +17,8 @@ by one.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +27,16 @@ from sparse_embed.kernels.records import move_records_serial
 from sparse_embed.storage import files
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import align
+from sparse_embed.storage.fresh_memory import fresh_memory
 from sparse_embed.storage.journal import read_failed
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
+# put(part, words, places): record i of a part of some rows to words[places[i]:] (f4).
+Put = Callable[[slice, Floats, Int64], None]
 PAGE = files.PAGE
 WINDOW = 8 << 20  # moved at a time
+HUGE = 2 << 20
 LEAST = 1 << 20  # bytes of records below which it does not pay (to read: a 16th)
 _GAP = 64 << 10  # read over rather than begin anew
 _READ_RATIO = 16  # at most so many bytes are read for each that is wanted
@@ -40,12 +45,12 @@ _WRITE_RATIO = 4  # and so many pages between the first and the last for each th
 
 
 class Bulk:
-    """Descriptors past the cache and an aligned buffer; `close` it."""
+    """Descriptors past the cache and two aligned buffers; `close` it."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, WINDOW + 2 * PAGE)
-        self._buffer = np.frombuffer(self._memory, np.uint8)
-        self._words = self._buffer.view(np.float32)
+        # Huge pages: each page of a transfer has to be found and held by the kernel.
+        self._memory = [fresh_memory(align(WINDOW + 2 * PAGE, HUGE)) for _ in range(2)]
+        self._read, self._write = (np.frombuffer(one, np.uint8) for one in self._memory)
         self._move = move_records_serial()
         self._fds: dict[int, int] = {}
 
@@ -75,51 +80,51 @@ class Bulk:
         self._fds[fd] = -1
 
     def read(
-        self, fd: int, offsets: Int64, out: Floats, what: str, places: Int64 | None = None
+        self, fd: int, offsets: Int64, size: int, words: Floats, places: Int64, what: str
     ) -> bool:
-        """out[places[i]] = the record at byte offsets[i]; False: nothing was done.
-
-        places: where they go, 0, 1, ... unless given.
-        """
-        n, size = offsets.size, 4 * out.shape[1]
+        """The record of `size` bytes at byte offsets[i] to words[places[i]:]; False: nothing was
+        done."""
+        n = offsets.size
         if n * size < max(LEAST // 16, 1) or size > WINDOW:
             return False
-        order = np.argsort(offsets, kind="stable")
-        at = offsets[order]
-        first, end = at // PAGE * PAGE, -(-(at + size) // PAGE) * PAGE
-        ends = np.append(np.flatnonzero(at[1:] - at[:-1] > size + _GAP) + 1, n)
+        if (offsets[1:] < offsets[:-1]).any():
+            order = np.argsort(offsets, kind="stable")
+            offsets, places = offsets[order], places[order]
+        first, end = offsets // PAGE * PAGE, -(-(offsets + size) // PAGE) * PAGE
+        ends = np.append(np.flatnonzero(offsets[1:] - offsets[:-1] > size + _GAP) + 1, n)
         begins = np.append(0, ends[:-1])
         if int((end[ends - 1] - first[begins]).sum()) > _READ_RATIO * n * size + 2 * PAGE:
             return False
-        to = (order if places is None else places[order]) * out.shape[1]
         direct = self._direct(fd, os.O_RDONLY)
         if direct < 0:
             return False
+        source = self._read.view(np.float32)
         for begin, stop in zip(begins.tolist(), ends.tolist(), strict=True):
             while begin < stop:
                 low = int(first[begin])
                 last = int(np.searchsorted(end[begin:stop], low + WINDOW + PAGE, "right")) + begin
+                needed = int(offsets[last - 1]) + size - low
                 try:
-                    self._fetch(direct, low, int(end[last - 1]), int(at[last - 1]) + size, what)
+                    self._fetch(direct, self._read[: int(end[last - 1]) - low], low, needed, what)
                 except OSError as error:
                     self._refuse(fd, error)
                     return False
-                source = (at[begin:last] - low) // 4
-                self._move(self._words, source, out.reshape(-1), to[begin:last], size // 4)
+                at = (offsets[begin:last] - low) // 4
+                self._move(source, at, words, places[begin:last], size // 4)
                 begin = last
         return True
 
-    def _fetch(self, fd: int, low: int, high: int, needed: int, what: str) -> None:
-        """Bytes [low, high) of the file to the buffer, or up to its end behind `needed`."""
-        at = low
+    def _fetch(self, fd: int, out: NDArray[np.uint8], low: int, needed: int, what: str) -> None:
+        """Bytes of the file from `low` on; at least the first `needed`, if the file ends there."""
+        at = 0
         while at < needed:
             with files.explained(f"cannot read {what}"):
-                got = os.preadv(fd, [self._buffer[at - low : high - low].data], at)
+                got = os.preadv(fd, [out[at:].data], low + at)
             if got == 0:
                 read_failed(0, what)
             at += got
 
-    def write(self, file: DataFile, rows: Int64, data: Floats) -> int:
+    def write(self, file: DataFile, rows: Int64, put: Put) -> int:
         """Write the records of ascending `rows`; how many of them, from the first on, it did."""
         size = file.layout.record_bytes
         offsets = file.offsets(rows)
@@ -138,39 +143,41 @@ class Bulk:
         while begin < n:
             low = int(first[begin])
             stop = int(np.searchsorted(last[begin:n], low + WINDOW // PAGE, "right")) + begin
-            part = slice(begin, stop)
+            part, pages = slice(begin, stop), int(last[stop - 1]) + 1 - low
+            at = offsets[part] - low * PAGE
             try:
-                self._window(fd, file, low, int(last[stop - 1]) + 1, rows[part], data[part])
+                wanted = self._open_window(fd, file, low, pages)
+                put(part, self._write.view(np.float32), at // 4)
+                wanted[first[part] - low] = True
+                for step in range(1, align(size, PAGE) // PAGE + 1):
+                    wanted[np.minimum(first[part] + step, last[part]) - low] = True
+                self._write_window(fd, file, low, wanted)
             except OSError as error:
                 self._refuse(file.fd, error)
                 return begin
             begin = stop
         return n
 
-    def _window(
-        self, fd: int, file: DataFile, low: int, high: int, rows: Int64, data: Floats
-    ) -> None:
-        """Pages [low, high), which the records of `rows` begin and end."""
-        size, base = file.layout.record_bytes, low * PAGE
-        buffer = self._buffer[: (high - low) * PAGE]
-        extents = files.extents(fd, base, high * PAGE)
-        wanted = np.zeros(high - low, np.bool_)  # pages to be written
+    def _open_window(self, fd: int, file: DataFile, low: int, pages: int) -> NDArray[np.bool_]:
+        """So many pages from page `low` on to the buffer; those that hold data now."""
+        base, buffer = low * PAGE, self._write[: pages * PAGE]
+        there = np.zeros(pages, np.bool_)
+        extents = files.extents(fd, base, base + buffer.size)
         if extents:
-            self._fetch(fd, base, high * PAGE, high * PAGE, file.where)
+            self._fetch(fd, buffer, base, buffer.size, file.where)
             for begin, end in extents:
-                wanted[(begin - base) // PAGE : -(-(end - base) // PAGE)] = True
+                there[(begin - base) // PAGE : -(-(end - base) // PAGE)] = True
         else:
             buffer.fill(0)
-        offsets = file.offsets(rows) - base
-        source = np.arange(rows.size) * (size // 4)
-        self._move(data.reshape(-1), source, self._words, offsets // 4, size // 4)
-        for step in range(align(size, PAGE) // PAGE + 1):
-            wanted[np.minimum(offsets // PAGE + step, (offsets + (size - 1)) // PAGE)] = True
+        return there
+
+    def _write_window(self, fd: int, file: DataFile, low: int, wanted: NDArray[np.bool_]) -> None:
+        """The pages of the buffer that are wanted, in runs with the short holes between."""
         edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False))
         wide = np.append(np.diff(edges)[1::2] > _FILL, True)  # the hole behind each run
         for begin, end in zip(
             edges[::2][np.append(True, wide[:-1])].tolist(), edges[1::2][wide].tolist(), strict=True
         ):
             with files.explained(f"cannot write rows to {file.where}"):
-                view = buffer[begin * PAGE : end * PAGE].data
-                files.write_all(fd, view, base + begin * PAGE)
+                view = self._write[begin * PAGE : end * PAGE].data
+                files.write_all(fd, view, (low + begin) * PAGE)

@@ -22,12 +22,14 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparse_embed.errors import CorruptStoreError
+from sparse_embed.kernels.records import move_records_serial
 from sparse_embed.kernels.rowio import read_serial
 from sparse_embed.storage import files, manifest
 from sparse_embed.storage.background import Background
@@ -108,37 +110,57 @@ def versions(source: Source, name: str, layout: Layout) -> Iterator[tuple[Int64,
     with closing(Bulk()) as bulk:
         for begin in range(0, rows.size, chunk):
             part = rows[begin : begin + chunk]
-            data = np.empty((part.size, layout.lanes), np.float32)
-            for number, at, offsets in split_places(places[begin : begin + chunk]):
-                _read(bulk, source.fds[number], offsets, data, at, segment_name(number))
-            yield part, data
-            if source.courtesy is not None:
-                source.courtesy.pause()
+            yield part, _records(bulk, source, places[begin : begin + chunk], layout)
 
 
-def _read(bulk: Bulk, fd: int, offsets: Int64, out: Floats, at: Int64, what: str) -> None:
-    """out[at[i]] = the record at byte offsets[i]."""
-    if bulk.read(fd, offsets, out, what, at):
-        return
-    some = np.empty((at.size, out.shape[1]), np.float32)
-    failed, code = read_serial()(fd, offsets, some.view(np.uint8))
-    if failed >= 0:
-        read_failed(int(code), what)
-    out[at] = some
+def _records(bulk: Bulk, source: Source, places: Int64, layout: Layout) -> Floats:
+    """The records at these places of the journal."""
+    data = np.empty((places.size, layout.lanes), np.float32)
+    to = np.arange(places.size, dtype=np.int64) * layout.lanes
+    _collect(bulk, source, places, layout, slice(None), data.reshape(-1), to)
+    return data
+
+
+def _collect(
+    bulk: Bulk,
+    source: Source,
+    places: Int64,
+    layout: Layout,
+    part: slice,
+    words: Floats,
+    to: Int64,
+) -> None:
+    """Record i of places[part] to words[to[i]:]."""
+    for number, at, offsets in split_places(places[part]):
+        fd, what = source.fds[number], segment_name(number)
+        if bulk.read(fd, offsets, layout.record_bytes, words, to[at], what):
+            continue
+        some = np.empty((at.size, layout.lanes), np.float32)
+        failed, code = read_serial()(fd, offsets, some.view(np.uint8))
+        if failed >= 0:
+            read_failed(int(code), what)
+        begins = np.arange(at.size, dtype=np.int64) * layout.lanes
+        move_records_serial()(some.reshape(-1), begins, words, to[at], layout.lanes)
 
 
 def write_rows(source: Source, name: str, file: DataFile) -> Int64:
     """Write the newest versions of a table's rows to its data file; returns them.  No fsync."""
-    written = [np.empty(0, np.int64)]
+    layout = file.layout
+    rows, places = source.newest(name, layout.num_embeddings)
+    chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
     with closing(Bulk()) as bulk:
-        for rows, data in versions(source, name, file.layout):
-            done = bulk.write(file, rows, data)
-            rest = file.offsets(rows[done:])
-            code = files.CALLS.pwrite_records(file.fd, rest, data[done:].view(np.uint8))
-            if code[0] >= 0:
-                files.raise_errno(int(code[1]), f"cannot write rows to {file.where}")
-            written.append(rows)
-    return np.concatenate(written)
+        for begin in range(0, rows.size, chunk):
+            part, its = rows[begin : begin + chunk], places[begin : begin + chunk]
+            done = bulk.write(file, part, partial(_collect, bulk, source, its, layout))
+            if done < part.size:  # scattered rows, or a file system that cannot: one by one
+                data = _records(bulk, source, its[done:], layout)
+                offsets = file.offsets(part[done:])
+                code = files.CALLS.pwrite_records(file.fd, offsets, data.view(np.uint8))
+                if code[0] >= 0:
+                    files.raise_errno(int(code[1]), f"cannot write rows to {file.where}")
+            if source.courtesy is not None:
+                source.courtesy.pause()
+    return rows
 
 
 def state_of(meta: Meta) -> CommitState:

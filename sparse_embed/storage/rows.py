@@ -25,9 +25,9 @@ from sparse_embed.storage.frame import TableSection, segment_name
 from sparse_embed.storage.host_tier import HostTier
 from sparse_embed.storage.journal import Frame, FrameWriter, Journal, read_failed
 from sparse_embed.storage.layout import Layout
+from sparse_embed.storage.places import Places
 from sparse_embed.storage.read_ahead import HAS_ADVICE, read_ahead
 from sparse_embed.storage.resident import IdentitySlots, IndexedSlots, Slots
-from sparse_embed.storage.rowmap import RowMap
 from sparse_embed.storage.scratch import Scratch
 
 Int64 = NDArray[np.int64]
@@ -39,7 +39,7 @@ _CHUNK_BYTES = 8 << 20
 _SMALL = 16 << 20  # a table of this size is laid out by row number from the start
 _DENSE = 0.25  # a larger one when this part of its rows is in memory
 
-_NOTED = 3  # rows noted for each of the table: as much memory as the map would take
+_NOTED = 1  # rows noted for each of the table: as much memory as their places would take
 
 # read(at, out) puts the records that a slice of some list names into out.
 Reader = Callable[[slice, Floats], None]
@@ -72,7 +72,7 @@ class RowStore:
         self._journal = journal
         own = cache_bytes if memory is None else None  # what is not resident is in host memory
         self.budget = process_budget() if own is None else Budget(own)
-        self._committed = RowMap(self.budget)
+        self._committed = Places(layout.num_embeddings, self.budget)
         self._noted: list[tuple[Int64, Frame, TableSection]] = []  # not in the map yet
         self._chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
         self._scratch: Scratch
@@ -116,7 +116,7 @@ class RowStore:
             compact.release()
 
     @property
-    def committed(self) -> RowMap:
+    def committed(self) -> Places:
         """Row -> place of its newest version in the journal."""
         self._map_noted()
         return self._committed
@@ -334,14 +334,8 @@ class RowStore:
         gone = [noted for noted in self._noted if noted[1].segment in numbers]
         self._noted = [noted for noted in self._noted if noted[1].segment not in numbers]
         self.budget.give(sum(rows.nbytes for rows, _, _ in gone))
-        if not self._committed.count:
-            return
-        rows, places = self._committed.items()
-        keep = ~np.isin(places >> _SEGMENT_SHIFT, np.array(numbers, np.int64))
-        fresh = RowMap(self.budget)  # swapped in whole: half a map would show old rows
-        fresh.insert(rows[keep], places[keep])
-        old, self._committed = self._committed, fresh
-        old.release()
+        segments = np.array(numbers, np.int64)
+        self._committed.drop(lambda places: np.isin(places >> _SEGMENT_SHIFT, segments))
 
     def rollback(self) -> None:
         """Forget everything since the last commit."""

@@ -298,7 +298,7 @@ class StoreCore:
             for name, rows in taken.items():
                 self.tables[name].rows.fill(writer, rows)
 
-        staging = max(_STAGING, process_budget().total // 4)
+        staging = max(_STAGING, process_budget().total // 3)
         pending = journal.append(meta, encoded, frame_bytes, fill, wait, staging)
         return _Flight(pending, taken, state, arrays)
 

@@ -15,6 +15,7 @@ from sparse_embed.storage.budget import Budget
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.host_tier import HostTier
 from sparse_embed.storage.layout import Layout
+from sparse_embed.storage.places import Places
 from sparse_embed.storage.rowmap import RowMap
 from sparse_embed.storage.scratch import Scratch
 from tests.crash.workload import FEW_SLOTS, Twin, create, open_store, picture, step
@@ -43,6 +44,32 @@ def test_row_map_against_a_dict():
         found = dict(zip(*(a.tolist() for a in table.items()), strict=True))
         assert found == expected
     table.release()
+    assert budget.used == 0
+
+
+def test_places_against_a_dict():
+    """A map while few rows are in it, an array while many are, and back."""
+    rng = np.random.default_rng(0)
+    budget = Budget(0)
+    places = Places(4000, budget)
+    expected: dict[int, int] = {}
+    kinds = set()
+    for n in range(40):
+        rows = rng.choice(4000, rng.integers(0, 300), replace=False).astype(np.int64)
+        values = rng.integers(n * 1000, (n + 1) * 1000, rows.size)
+        places.insert(rows, values)
+        expected.update(zip(rows.tolist(), values.tolist(), strict=True))
+        if n % 8 in (6, 7):  # like segments that are folded: some of it, then all
+            limit = 1000 * (n - 2 if n % 8 == 6 else n + 1)
+            places.drop(lambda at, limit=limit: (at >= 0) & (at < limit))
+            expected = {row: at for row, at in expected.items() if at >= limit}
+        kinds.add(budget.used >= 8 * 4000)
+        assert places.count == len(expected)
+        some = rng.integers(0, 4000, 500)
+        assert places.find(some).tolist() == [expected.get(k, -1) for k in some.tolist()]
+        assert dict(zip(*(a.tolist() for a in places.items()), strict=True)) == expected
+    assert kinds == {True, False}
+    places.release()
     assert budget.used == 0
 
 
