@@ -1,8 +1,8 @@
 """Where the newest committed version of a row lies in the journal: row -> place.
 
 Few rows of a large table are in a hash map.  Once an array with a place for every row would be
-smaller, it is one, and 20 times as fast to fill: 30 million rows of many commits in a map held
-training up for 4 s.
+smaller, it is one: 4 ns a row to fill instead of 35 and the map's growth, which for the 30 million
+rows of many commits held training up for 4 s.
 """
 
 from __future__ import annotations
