@@ -120,6 +120,7 @@ def run(path: Path, rounds: int, seed: int) -> dict[str, Any]:
             reopened += 1
             if store.last_commit != last or picture(store) != twin.picture(steps_done(store)):
                 mismatches.append(f"round {n}: reopened at something else")
+    signal.setitimer(signal.ITIMER_REAL, 0)  # or it rings when Python has taken its handler back
     steps = steps_done(store)
     store.close()
     return {
