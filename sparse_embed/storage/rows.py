@@ -39,7 +39,7 @@ _CHUNK_BYTES = 8 << 20
 _SMALL = 16 << 20  # a table of this size is laid out by row number from the start
 _DENSE = 0.25  # a larger one when this part of its rows is in memory
 
-_NOTED = 1  # rows noted for each of the table: as much memory as their places would take
+_NOTED = 3  # rows noted for each of the table: most are folded before they need a place
 
 # read(at, out) puts the records that a slice of some list names into out.
 Reader = Callable[[slice, Floats], None]
