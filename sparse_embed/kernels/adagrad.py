@@ -16,7 +16,6 @@ import math
 
 import numpy as np
 
-from sparse_embed.kernels._intrinsics import at
 from sparse_embed.kernels._jit import device_function
 from sparse_embed.kernels.reduce import dot
 from sparse_embed.kernels.vectors import blocks, load_columns, spread, store_columns
@@ -30,27 +29,26 @@ def adagrad_value(w, total, g, clr, eps):
 
 
 @device_function
-def adagrad_row(w, g, dim, scalars):
-    """Update one record in place."""
+def adagrad_row(w, state, g, dim, scalars):
+    """Update one row in place."""
     clr, weight_decay, eps = spread(scalars[0]), spread(scalars[1]), spread(scalars[2])
-    totals = at(w, dim)
     for b in range(blocks(dim)):
         old = load_columns(w, b, dim)
         decayed = load_columns(g, b, dim) + weight_decay * old
-        new, total = adagrad_value(old, load_columns(totals, b, dim), decayed, clr, eps)
-        store_columns(totals, b, dim, total)
+        new, total = adagrad_value(old, load_columns(state, b, dim), decayed, clr, eps)
+        store_columns(state, b, dim, total)
         store_columns(w, b, dim, new)
 
 
 @device_function
-def row_wise_adagrad_row(w, g, dim, scalars):
-    """Update one record in place."""
+def row_wise_adagrad_row(w, state, g, dim, scalars):
+    """Update one row in place."""
     lr, weight_decay, eps = scalars[0], spread(scalars[1]), scalars[2]
     for b in range(blocks(dim)):
         decayed = load_columns(g, b, dim) + weight_decay * load_columns(w, b, dim)
         store_columns(g, b, dim, decayed)
-    total = w[dim] + dot(g, g, dim) / np.float32(dim)
-    w[dim] = total
+    total = state[0] + dot(g, g, dim) / np.float32(dim)
+    state[0] = total
     rate = spread(lr / (np.float32(math.sqrt(total)) + eps))
     for b in range(blocks(dim)):
         store_columns(w, b, dim, load_columns(w, b, dim) - rate * load_columns(g, b, dim))

@@ -8,8 +8,8 @@
     "hat":      rate = lr sqrt(bc2) / bc1,  root = 1                torch SparseAdam, TF LazyAdam
     "outside":  rate = lr / bc1,            root = 1 / sqrt(bc2)    torch Adam, FBGEMM
 
-Shapes   record: weight lanes [0, D), exp_avg lanes [D, 2 D), exp_avg_sq lanes [2 D, 3 D), or the
-         one lane 2 D when row-wise · g: pointer to D float32 · scalars (SCALARS,) f4, see `update`
+Shapes   w: pointer to D weights · state: to exp_avg lanes [0, D), exp_avg_sq lanes [D, 2 D), or the
+         one lane D when row-wise · g: to D float32 · scalars (SCALARS,) f4, see `update`
 Order    mean_d: 16 lanes and a tree (`reduce`), then one division by D
 Source   torch.optim.SparseAdam (the moments are moved as it moves them); tensorflow/addons
          LazyAdam; FBGEMM PARTIAL_ROWWISE_ADAM
@@ -40,11 +40,11 @@ def adam_value(w, m, v, rate, decay, eps, root):
 
 
 @device_function
-def lazy_adam_row(w, g, dim, scalars):
-    """Update one record in place."""
+def lazy_adam_row(w, state, g, dim, scalars):
+    """Update one row in place."""
     rate, decay, eps = spread(scalars[0]), spread(scalars[1]), spread(scalars[2])
     root, weight1, weight2 = spread(scalars[3]), spread(scalars[4]), spread(scalars[5])
-    exp_avg, exp_avg_sq = at(w, dim), at(w, 2 * dim)
+    exp_avg, exp_avg_sq = state, at(state, dim)
     for b in range(blocks(dim)):
         x = load_columns(g, b, dim)
         m = adam_moment(load_columns(exp_avg, b, dim), x, weight1)
@@ -56,13 +56,13 @@ def lazy_adam_row(w, g, dim, scalars):
 
 
 @device_function
-def row_wise_adam_row(w, g, dim, scalars):
-    """Update one record in place."""
+def row_wise_adam_row(w, state, g, dim, scalars):
+    """Update one row in place."""
     rate, decay, eps = spread(scalars[0]), spread(scalars[1]), spread(scalars[2])
     root, weight1 = spread(scalars[3]), spread(scalars[4])
-    exp_avg = at(w, dim)
-    mean = adam_moment(w[2 * dim], dot(g, g, dim) / np.float32(dim), scalars[5])
-    w[2 * dim] = mean
+    exp_avg = state
+    mean = adam_moment(state[dim], dot(g, g, dim) / np.float32(dim), scalars[5])
+    state[dim] = mean
     v = spread(mean)
     for b in range(blocks(dim)):
         m = adam_moment(load_columns(exp_avg, b, dim), load_columns(g, b, dim), weight1)

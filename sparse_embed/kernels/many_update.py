@@ -21,6 +21,7 @@ import numpy as np
 
 from sparse_embed.kernels._addresses import f32_at, prefetch_at, u8_at
 from sparse_embed.kernels._intrinsics import (
+    at,
     bits,
     first,
     next_chunk,
@@ -151,10 +152,10 @@ def update_many_cpu(dim: int, name: str):
                 record = f32_at(record_of[u])
                 if unlikely(bits(record[0]) == _VIRGIN):
                     materialize(
-                        record, dim, state_lanes, key - table_starts[table],
+                        record, at(record, dim), dim, state_lanes, key - table_starts[table],
                         seeds[table], init_kinds[table], init_params[table], numbers[FILL],
                     )  # fmt: skip
-                update_row(record, g, dim, numbers)
+                update_row(record, at(record, dim), g, dim, numbers)
                 keep_written(record)
                 flag = u8_at(flag_of[u])
                 flag[0] = flag[0] | _DIRTY

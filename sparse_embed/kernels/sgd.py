@@ -18,8 +18,8 @@ def sgd_value(w, g, lr, weight_decay):
 
 
 @device_function
-def sgd_row(w, g, dim, scalars):
-    """Update one record in place."""
+def sgd_row(w, state, g, dim, scalars):
+    """Update one row in place; it has no state."""
     lr, weight_decay = spread(scalars[0]), spread(scalars[1])
     for b in range(blocks(dim)):
         new = sgd_value(load_columns(w, b, dim), load_columns(g, b, dim), lr, weight_decay)

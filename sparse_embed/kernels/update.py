@@ -11,8 +11,9 @@ Clip     first each value to [-clip_value, clip_value]; then, if the norm of wha
          clip_norm, times clip_norm / norm.  NaN stays NaN.
 Virgin   a row that was never written gets its first weights and its state's fill just before.
          A weight lane 0 that comes out as +0.0 is stored as -0.0.
-Narrow   a record narrower than float32 is widened to the stack, moved there by the same formula,
-         and rounded back (`formats`); its noise is a function of seed, step, row and column.
+Narrow   what is narrower than float32 is widened to the stack, moved there by the same formula, and
+         rounded back (`formats`); state that is float32 is moved where it lies.  The noise
+         is a function of seed, step, row and column.
 Flags    flags[slot] |= 1 (dirty)
 Order    as `backward`; rows are independent, so the order of rows does not matter.
 Memory   no gradient of (L, D) or (U, D) exists, only the block sums of hot rows.  (Mode "max" goes
@@ -93,11 +94,11 @@ def clip_row(g, dim, clip_value, clip_norm):
 
 
 @device_function
-def materialize(record, dim, state_lanes, row, seed, init_kind, init_param, fill):
-    """Write a virgin row's first weights and state into its record."""
-    init_row(record, dim, seed, row, init_kind, init_param)
+def materialize(w, state, dim, state_lanes, row, seed, init_kind, init_param, fill):
+    """Write a virgin row's first weights and state."""
+    init_row(w, dim, seed, row, init_kind, init_param)
     for lane in range(state_lanes):
-        record[dim + lane] = fill
+        state[lane] = fill
 
 
 @device_function
@@ -120,7 +121,8 @@ def update_cpu(
     weight_lanes, field_lanes = lanes_of(dim, dtype), lanes_of(dim, state_dtype)
     beyond_at = weight_lanes + per_column * field_lanes
     used_lanes = beyond_at + beyond
-    buffer_lanes = dim + state_lanes if packed else 1
+    state_packed = state_dtype != "float32"
+    buffer_lanes = dim + (state_lanes if state_packed else 0) if packed else 1
     read_weight, read_state, settle = READERS[dtype], READERS[state_dtype], SETTLERS[dtype]
     write_weight = WRITERS[dtype, rounding or "nearest"]
     write_state = WRITERS[state_dtype, rounding or "nearest"]
@@ -159,29 +161,31 @@ def update_cpu(
                 slot = slot_of[u - u0]
                 record = row_pointer(records, slot)
                 row = buffer if packed else record
+                state = at(buffer, dim) if state_packed else at(record, weight_lanes)
                 if unlikely(is_virgin(record)):
                     materialize(
-                        row, dim, state_lanes, indices[u],
+                        row, state, dim, state_lanes, indices[u],
                         seed, init_kind, init_param, scalars[FILL],
                     )  # fmt: skip
                     settle(row, dim)
                 elif packed:
                     read_weight(row, record, dim)
-                    for i in range(per_column):
-                        field = at(record, weight_lanes + i * field_lanes)
-                        read_state(at(row, (i + 1) * dim), field, dim)
-                    last_field = at(row, (per_column + 1) * dim)
-                    read_float32(last_field, at(record, beyond_at), beyond)
-                update_row(row, g, dim, scalars)
+                    if state_packed:
+                        for i in range(per_column):
+                            field = at(record, weight_lanes + i * field_lanes)
+                            read_state(at(state, i * dim), field, dim)
+                        last_field = at(state, per_column * dim)
+                        read_float32(last_field, at(record, beyond_at), beyond)
+                update_row(row, state, g, dim, scalars)
                 if packed:
                     key = row_noise_key(rounding_key, indices[u])
                     write_weight(row, record, dim, key, 0)
-                    for i in range(per_column):
-                        field = at(record, weight_lanes + i * field_lanes)
-                        column = (i + 1) * dim
-                        write_state(at(row, column), field, dim, key, column)
-                    last_field = at(row, (per_column + 1) * dim)
-                    write_float32(last_field, at(record, beyond_at), beyond, key, 0)
+                    if state_packed:
+                        for i in range(per_column):
+                            field = at(record, weight_lanes + i * field_lanes)
+                            write_state(at(state, i * dim), field, dim, key, (i + 1) * dim)
+                        last_field = at(state, per_column * dim)
+                        write_float32(last_field, at(record, beyond_at), beyond, key, 0)
                 keep(record)
                 flags[slot] |= _DIRTY
 
