@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from sparse_embed.cli._output import emit, json_option, progress_bar, waiting
+from sparse_embed.cli._resume import check_resumed
 from sparse_embed.cli.models import train
 
 _BLOCK = 1 << 12
@@ -90,6 +91,7 @@ def classifier(
     label_prefix: str,
     embedding_dim: int,
     raw: bool,
+    pretrained: Path | None,
     resume: bool,
     as_json: bool,
     **options: Any,
@@ -130,8 +132,12 @@ def classifier(
         click.echo(f"{len(texts):,} texts, {len(names):,} labels")
     if resume:
         model = TextClassifier.load(output, "r+")
+        stored = {name: getattr(model, name) for name in (*options, "embedding_dim")}
+        check_resumed(model, output, {**stored, "raw": not model.normalize})
     else:
-        model = TextClassifier(embedding_dim, normalize=not raw, path=output, **options)
+        model = TextClassifier(
+            embedding_dim, normalize=not raw, pretrained=pretrained, path=output, **options
+        )
     with progress_bar("training", None, as_json) as advance, model:
         model.fit(
             texts,

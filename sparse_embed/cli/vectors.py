@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparse_embed.cli._output import emit, json_option, progress_bar, table, waiting
+from sparse_embed.cli._resume import check_resumed
 
 if TYPE_CHECKING:
     from sparse_embed.text.vectors import VectorProgress
@@ -65,6 +66,8 @@ def vectors(
 
     if resume:
         model = WordVectors.load(output, "r+")
+        stored = {**model.options, "cbow": not model.options["sg"], "lr": model.optimizer.lr}
+        check_resumed(model, output, stored)
     else:
         model = WordVectors(sg=not cbow, path=output, **options)
     losses: list[float] = []

@@ -546,8 +546,9 @@ class Journal:
     def delete(self, numbers: list[int], keep: int = 0) -> None:
         """Remove segments that are folded, oldest first; up to `keep` bytes stay as spare files.
 
-        Each removal is made durable before the next: were a segment gone, but not an older one
-        whose end it had replaced, that end would come back.
+        Where some are to stay, a thread removes the others.  Each removal, or renaming, is made
+        durable before the next: were a segment gone, but not an older one whose end it had
+        replaced, that end would come back.
         """
         for number in numbers:
             segment = self.segments.pop(number)
@@ -555,13 +556,17 @@ class Journal:
                 self._close_append()
             size = os.fstat(segment.fd).st_size
             os.close(segment.fd)
-            if size < WORTH or self._spares.bytes + size > keep:
+            if size < WORTH or not keep:
                 files.CALLS.unlink(self._dir.fd, segment_name(number))
                 self._dir.sync()
                 continue
             spare = self._spares.rename(segment_name(number), number)
             self._dir.sync()
-            self._spares.admit(spare, size)
+            if self._spares.bytes + size <= keep:
+                self._spares.admit(spare, size)
+            else:
+                self._spares.reject(spare)
+        self._spares.discard()
 
     def remove_spares(self) -> bool:
         """Give the room of spare files back, where they only lie about or the disk is full."""
@@ -583,6 +588,7 @@ class Journal:
             self._pending = None
         if self._writer is not None:
             self._writer.settle()
+        self._spares.settle()
         self._close_append()
         for segment in self.segments.values():
             os.close(segment.fd)

@@ -12,18 +12,21 @@ The order that makes this safe
   starts again.
 - frames carry the salt of their segment, so what is left of older ones is never taken for one
 
-A spare is nobody's: a writer that opens the store removes those that it finds.
+A spare is nobody's: a writer that opens the store removes those that it finds.  So those that are
+too many are removed by a thread: the file system may take 0.3 s for a GB, and training goes on.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from contextlib import suppress
 
 from sparse_embed.storage import files
+from sparse_embed.storage.background import Background
 
 WORTH = 16 << 20  # smaller segments are removed
 
+log = logging.getLogger("sparse_embed")
 _NAME = re.compile(r"spare-(\d{6,18})\.wal", re.ASCII)
 
 
@@ -37,6 +40,8 @@ class Spares:
     def __init__(self, directory: files.Directory) -> None:
         self._dir = directory
         self._sizes: dict[str, int] = {}
+        self._leaving: list[str] = []
+        self._removal: Background | None = None
 
     @property
     def bytes(self) -> int:
@@ -59,11 +64,40 @@ class Spares:
         chosen = min(fitting or self._sizes, key=lambda name: abs(self._sizes[name] - size))
         return chosen, self._sizes.pop(chosen)
 
+    def reject(self, spare: str) -> None:
+        """As `admit`, of one too many: it goes with the next `discard`."""
+        self._leaving.append(spare)
+
+    def discard(self) -> None:
+        """Remove what was rejected, in a thread; while one is at it, the next one will."""
+        if self._leaving and (self._removal is None or self._removal.done):
+            self._removal = Background("sparse_embed-room", self._leave)
+            self._removal.start()
+
+    def settle(self) -> bool:
+        """Wait until the room of what was rejected is free; was there any?"""
+        had = self._removal is not None or bool(self._leaving)
+        if self._removal is not None:
+            self._removal.wait()
+        self._leave()  # what came too late for the thread
+        self._removal = None
+        return had
+
+    def _leave(self) -> None:
+        while self._leaving:
+            self._unlink(self._leaving.pop())
+
+    def _unlink(self, spare: str) -> None:
+        try:
+            files.CALLS.unlink(self._dir.fd, spare)
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # it holds nothing; who opens the store next tries again
+            log.warning("cannot remove %s: %s", self._dir.describe(spare), error)
+
     def remove(self) -> bool:
-        """Give their room back; was there any?"""
-        had = bool(self._sizes)
+        """Give the room of all back; was there any?"""
+        had = self.settle() or bool(self._sizes)
         while self._sizes:
-            name, _ = self._sizes.popitem()
-            with suppress(FileNotFoundError):
-                files.CALLS.unlink(self._dir.fd, name)
+            self._unlink(self._sizes.popitem()[0])
         return had

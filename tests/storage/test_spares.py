@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 import pytest
 
 import sparse_embed as se
-from sparse_embed.storage import files, journal
+from sparse_embed.storage import files, fold, journal
 from tests.crash.workload import Twin, create, open_store, picture, step
 from tests.storage.injected import FULL
 
@@ -167,6 +168,31 @@ def test_spare_files_make_room_on_a_full_disk(tmp_path, twin, inject):
     assert spares(tmp_path / "m") == []
     assert picture(store) == twin.picture(last + 1)
     store.close()
+
+
+def test_files_that_are_too_many_are_removed_by_a_thread(tmp_path, twin, monkeypatch, inject):
+    monkeypatch.setattr(fold, "_budget", lambda core: 1)
+    removed, failing = [], [True]
+
+    def when(name, args):
+        if name == "unlink" and str(args[1]).startswith("spare-"):
+            removed.append(threading.current_thread().name)
+            if failing:
+                failing.clear()
+                return OSError(errno.EIO, "planted")
+        return None
+
+    inject(when)
+    store = create(tmp_path / "m")
+    for n in range(1, 13):
+        train(store, n, n)
+        assert picture(store) == twin.picture(n)
+    assert "sparse_embed-room" in removed
+    store.close(checkpoint=False)
+    assert len(spares(tmp_path / "m")) == 1  # the one that could not be removed
+    with open_store(tmp_path / "m") as store:
+        assert picture(store) == twin.picture(12)
+        assert spares(tmp_path / "m") == []
 
 
 def test_spare_files_that_a_crash_left_are_removed(tmp_path, twin):

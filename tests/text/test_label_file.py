@@ -74,6 +74,12 @@ def test_train_and_predict(tmp_path):
     assert done.stdout.splitlines()[0].startswith("good 0.")
 
     assert run("train", "classifier", train, "-o", model).exit_code == 1  # exists already
+    again = ("train", "classifier", train, "-o", model, "--resume")
+    done = run(*again, "--word-ngrams", "3")
+    assert done.exit_code == 1 and "--word-ngrams: the training in" in done.output
+    assert "begun with 2, got 3" in done.output
+    done = run(*again, "--raw")
+    assert done.exit_code == 1 and "--raw: the training in" in done.output
     nowhere = str(tmp_path / "nowhere")
     assert run("train", "classifier", train, "-o", nowhere, "--resume").exit_code == 1
     assert isinstance(run("predict", nowhere, stdin="a").exception, se.NotAStoreError)

@@ -52,6 +52,10 @@ def test_refusals(run, text, tmp_path):  # noqa: F811
     assert code == 1 and "exists already" in err
     code, _, err = run("train", "vectors", text, "-o", model, "--resume")
     assert code == 2 and "was not interrupted" in err
+    for option, value, stored in (("--window", 9, 5), ("--cbow", None, False), ("--lr", 0.5, 0.05)):
+        other = [option] if value is None else [option, value]
+        code, _, err = run("train", "vectors", text, "-o", model, "--resume", *other)
+        assert code == 1 and f"{option}: the training in" in err and f"with {stored}, got" in err
     code, _, err = run("nearest", model, "apple", "unknown")
     assert code == 1 and "'unknown' is not in the vocabulary" in err
     code, _, err = run("nearest", model, "apple", "--metric", "dot")
