@@ -26,7 +26,8 @@ from sparse_embed.recommend.best_model import BestModel
 from sparse_embed.recommend.devices import check_trainable
 from sparse_embed.recommend.evaluation import as_lengths, evaluate
 from sparse_embed.recommend.fitted import FittedModel, not_negative, positive
-from sparse_embed.recommend.model_store import check_same, create_store
+from sparse_embed.recommend.model_store import check_same, create_store, kept
+from sparse_embed.recommend.neighbours import regularization_of
 from sparse_embed.recommend.progress import Callback, EarlyStopping, FitProgress, ProgressBar
 from sparse_embed.recommend.sampling import Interactions, as_interactions
 from sparse_embed.recommend.side import Side, as_features
@@ -453,6 +454,15 @@ class FactorModel(FittedModel, ABC):
         self._attach(store, checked["users"], checked["items"])
         for name in ("users", "items"):
             self._side(name).save(store, name)
+
+    def _choose_regularization(self, interactions: Interactions) -> None:
+        """Of an objective that lets the data choose it: what training uses."""
+        self._l2 = kept(
+            self.store,
+            "regularization",
+            self.regularization,
+            lambda: regularization_of(interactions),
+        )
 
     def _resumed(self, data: dict[str, Any]) -> tuple[int, int] | None:
         """Where the last commit of an interrupted fit stood; None: there is none."""

@@ -11,8 +11,6 @@ from sparse_embed.kernels._jit import counter_of_items, guard_fork, new_counter
 from sparse_embed.kernels.bpr import bpr_gradients_cpu, penalize_cpu, places_cpu
 from sparse_embed.optim import LazyAdam
 from sparse_embed.recommend.base import Common, FactorModel
-from sparse_embed.recommend.model_store import kept
-from sparse_embed.recommend.neighbours import regularization_of
 from sparse_embed.recommend.sampling import TILE, Interactions, Sampler
 
 __all__ = ["BPR"]
@@ -114,12 +112,7 @@ class BPR(FactorModel):
         return {}
 
     def _prepare(self, interactions: Interactions) -> None:
-        self._l2 = kept(
-            self.store,
-            "regularization",
-            self.regularization,
-            lambda: regularization_of(interactions),
-        )
+        self._choose_regularization(interactions)
         self._sampler = Sampler(interactions, self.seed, self.negative_power)
         if self._memory is not None:
             from sparse_embed.recommend.device_training import DeviceBPR

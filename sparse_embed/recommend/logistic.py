@@ -7,8 +7,6 @@ from typing import Any, Unpack
 from sparse_embed.recommend.base import Common
 from sparse_embed.recommend.contrast import ContrastModel
 from sparse_embed.recommend.fitted import not_negative
-from sparse_embed.recommend.model_store import kept
-from sparse_embed.recommend.neighbours import regularization_of
 from sparse_embed.recommend.sampling import Interactions
 
 __all__ = ["Logistic"]
@@ -75,12 +73,7 @@ class Logistic(ContrastModel):
         return {**super()._hyperparameters(), "negative_weight": self.negative_weight}
 
     def _prepare(self, interactions: Interactions) -> None:
-        self._l2 = kept(
-            self.store,
-            "regularization",
-            self.regularization,
-            lambda: regularization_of(interactions),
-        )
+        self._choose_regularization(interactions)
         super()._prepare(interactions)
 
     def _numbers(self) -> tuple[float, float]:

@@ -80,6 +80,8 @@ def test_train_and_predict(tmp_path):
     assert "begun with 2, got 3" in done.output
     done = run(*again, "--raw")
     assert done.exit_code == 1 and "--raw: the training in" in done.output
+    done = run(*again, "--embedding-dim", "16", "--epochs", "20")
+    assert "the training in" not in done.output
     nowhere = str(tmp_path / "nowhere")
     assert run("train", "classifier", train, "-o", nowhere, "--resume").exit_code == 1
     assert isinstance(run("predict", nowhere, stdin="a").exception, se.NotAStoreError)
