@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -46,6 +45,7 @@ Floats = NDArray[np.float32]
 _CHUNK_BYTES = 8 << 20  # shared by all segments: smaller ones would not read enough of each
 _UNKNOWN = 1 << 63
 _PATIENCE = 3  # times as long as the work since the last pause
+_LOOK = 0.001  # seconds; pieces of work take 10 and more
 
 
 class Courtesy:
@@ -54,8 +54,8 @@ class Courtesy:
     Not for ever, or commits without a break in between would let the journal grow for ever.
     """
 
-    def __init__(self, idle: threading.Event) -> None:
-        self._idle = idle
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
         self._hurry = False
         self._since = time.perf_counter()
 
@@ -64,8 +64,9 @@ class Courtesy:
         self._hurry = True
 
     def pause(self) -> None:
-        if not self._hurry:
-            self._idle.wait(_PATIENCE * (time.perf_counter() - self._since))
+        until = time.perf_counter() + _PATIENCE * (time.perf_counter() - self._since)
+        while not (self._hurry or self._journal.idle) and time.perf_counter() < until:
+            time.sleep(_LOOK)
         self._since = time.perf_counter()
 
 
@@ -179,7 +180,12 @@ def write_arrays(
         return None
     data = io.BytesIO()
     members: dict[str, Any] = {_member(name): array for name, array in arrays.items()}
-    np.savez(data, **members)
+    try:
+        np.savez(data, **members)
+    except ValueError as error:  # Ctrl-C in there: closing the half archive fails, and hides it
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
     encoded = data.getvalue()
     name = f"arrays-{commit:06d}.npz"
     directory.replace(name, encoded)

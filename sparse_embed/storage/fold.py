@@ -52,7 +52,7 @@ def fold_in_background(core: StoreCore) -> None:
     if journal.used <= budget:
         return
     try:
-        fold = _prepare_fold(core, core.settled_commit - 2, checkpoint.Courtesy(journal.idle))
+        fold = _prepare_fold(core, core.settled_commit - 2, checkpoint.Courtesy(journal))
     except OSError as error:  # the commit that brought us here is safe; try again after the next
         log.warning("cannot begin a checkpoint in the background: %s", error)
         return

@@ -21,7 +21,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -127,8 +126,7 @@ class Journal:
         self._writer: FrameWriter | None = None  # of the newest frame
         self.notes: list[str] = []
         self.folded_frames: list[Frame] = []  # see `scan`
-        self.idle = threading.Event()  # no frame is being written
-        self.idle.set()
+        self.idle = True  # no frame is being written
         self._spares = Spares(directory)
         self.may_reuse: Callable[[], bool] = lambda: False  # does no reader need folded segments?
 
@@ -373,7 +371,7 @@ class Journal:
         what = self._where(segment.header.number)
         commit, at = self.last_commit + 1, segment.end
         header = FrameHeader(commit, frame_bytes, len(encoded), self.chain, segment.header.salt)
-        self.idle.clear()
+        self.idle = False
         try:
             with files.explained(f"cannot allocate {frame_bytes} bytes for a commit in {what}"):
                 self._allocate(at, size)
@@ -396,7 +394,7 @@ class Journal:
                 digest = writer.finish(parallel=wait)
                 files.sync(files.CALLS.fdatasync, self._append_fd, what)
             finally:
-                self.idle.set()
+                self.idle = True
             return digest
 
         self._pending = pending = PendingCommit(frame, finish)
@@ -500,7 +498,7 @@ class Journal:
     def _abandon(self, at: int) -> None:
         """After a failed frame: shorten the file if that is possible, write elsewhere next time."""
         self._sealed = True
-        self.idle.set()
+        self.idle = True
         if self._writer is not None:
             self._writer.settle()
         try:

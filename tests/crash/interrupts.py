@@ -10,6 +10,7 @@ never lost.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 import signal
@@ -29,6 +30,7 @@ import sparse_embed as se
 from sparse_embed.storage import journal
 from tests.crash.workload import SMALL_MACHINE, Twin, create, open_store, picture, step, steps_done
 
+_HUNG = 300  # seconds; a round takes 0.02
 armed = False
 
 
@@ -98,6 +100,7 @@ def run(path: Path, rounds: int, seed: int) -> dict[str, Any]:
     interrupted = failed = reopened = commits = 0
     began = time.monotonic()
     for n in range(rounds):
+        faulthandler.dump_traceback_later(_HUNG, exit=True)  # a deadlock says where
         before = store.last_commit
         interrupted += _interrupted(store, rng)
         last = store.last_commit
@@ -120,6 +123,7 @@ def run(path: Path, rounds: int, seed: int) -> dict[str, Any]:
             reopened += 1
             if store.last_commit != last or picture(store) != twin.picture(steps_done(store)):
                 mismatches.append(f"round {n}: reopened at something else")
+    faulthandler.cancel_dump_traceback_later()
     signal.setitimer(signal.ITIMER_REAL, 0)  # or it rings when Python has taken its handler back
     steps = steps_done(store)
     store.close()

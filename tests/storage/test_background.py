@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -64,3 +68,53 @@ def test_interrupted_while_starting(monkeypatch, before):
     work.wait()
     assert work.done
     assert done == ([] if before else [1])
+
+
+def _interrupt_at(instruction: int, call: Callable[[], object]) -> bool:
+    """Call it, with Ctrl-C before its n-th instruction; did it come so far?"""
+    seen = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal seen
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            seen += 1
+            if seen == instruction:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_interrupted_anywhere_while_waiting():
+    """What an interrupt leaves locked, the thread or the next wait would wait for without end."""
+    for instruction in range(1, 120):
+        gate = threading.Event()
+        work = Background("test", lambda gate=gate: gate.wait())
+        work.start()
+        assert _interrupt_at(instruction, work.wait)
+        gate.set()
+        work.wait()
+        assert work.done
+
+
+def test_interrupted_anywhere_while_giving_up():
+    done, instruction = [], 0
+    interrupted = True
+    while interrupted:
+        instruction += 1
+        work = Background("test", lambda: done.append(1))
+        interrupted = _interrupt_at(instruction, work.wait)
+        work.wait()
+        assert work.done
+    assert instruction > 10
+    assert done == []

@@ -176,7 +176,7 @@ def test_a_checkpoint_goes_this_way(tmp_path, monkeypatch):
     monkeypatch.setattr(type(store._core.journal), "used", property(lambda self: 1 << 40))
     for n in range(1, 12):
         step(store, n)
-        store._core.journal.idle.clear()  # as if a commit never came to an end
+        store._core.journal.idle = False  # as if a commit never came to an end
         store.commit(wait=n % 2 == 0)
     store._core.finish_flight(wait=True)
     store.checkpoint()
