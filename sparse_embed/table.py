@@ -604,7 +604,10 @@ class EmbeddingTable:
         self._core.rollback()
 
     def checkpoint(self) -> None:
-        """Fold all commits into the data files, which `np.load(..., mmap_mode="r")` reads."""
+        """Fold all commits into the data files, which `np.load(..., mmap_mode="r")` reads.
+
+        The journal's files stay for the next commits, which are faster there, until `close`.
+        """
         fold.fold_now(self._core)
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:

@@ -150,10 +150,7 @@ def finish_fold(core: StoreCore, wait: bool) -> None:
         table.rows.drop_segments(gone)
     core.frames = [frame for frame in core.frames if frame.commit > fold.upto]
     try:
-        # Whoever asked for a checkpoint wants the data files and no more; training goes on.
-        journal.delete(gone, keep=_budget(core) if fold.in_thread else 0)
-        if not fold.in_thread:
-            journal.remove_spares()
+        journal.delete(gone, keep=_budget(core))
         if old_arrays is not None and old_arrays != fold.new.arrays:
             files.CALLS.unlink(directory.fd, old_arrays.file)
     except OSError as error:

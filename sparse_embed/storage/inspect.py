@@ -38,6 +38,7 @@ def info(core: StoreCore) -> dict[str, Any]:
                 "uuid": core.manifest.uuid.hex(),
                 "folded_commit": core.manifest.folded,
                 "journal_bytes": core.journal.bytes,
+                "spare_bytes": core.journal.spare_bytes,
                 "journal_segments": {
                     segment_name(number): segment.size
                     for number, segment in sorted(core.journal.segments.items())

@@ -519,6 +519,11 @@ class Journal:
         return sum(files.allocated_bytes(segment.fd) for segment in self.segments.values())
 
     @property
+    def spare_bytes(self) -> int:
+        """In files of folded segments, kept for those to come."""
+        return self._spares.bytes
+
+    @property
     def used(self) -> int:
         """Up to the last commit."""
         return sum(segment.end for segment in self.segments.values())

@@ -1,8 +1,10 @@
 """Files of journal segments that were folded, kept for segments to come.
 
 Writing over what was written before is up to twice as fast as writing to space that the file system
-has just handed out (measured on ext4), and takes no more room: the journal would grow to the same
-size again.
+has just handed out, and takes no more room: the journal would grow to the same size again.
+Measured on a virtual disk under ext4 with `discard`: 2.4 and 1.1 GB/s.  It is the disk's doing:
+extents marked unwritten, on blocks that were written once, are as fast as written ones; blocks that
+were freed went back to whoever lends them, and the first write to each asks for it again.
 
 The order that makes this safe
 - a folded segment becomes a spare by rename, and the directory is synced, before it is written to
