@@ -14,7 +14,7 @@ import numpy as np
 
 PEERS = (
     "torch", "fbgemm-gpu-cpu", "implicit", "thinc", "spacy", "fasttext-wheel", "mmh3",
-    "pyarrow", "scikit-learn", "lightfm", "tensorflow", "numba-cuda",
+    "rectools-lightfm", "pyarrow", "scikit-learn", "lightfm", "tensorflow", "numba-cuda",
 )  # fmt: skip
 
 

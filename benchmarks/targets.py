@@ -63,6 +63,8 @@ GOALS = (
     Goal("strings to pooled vectors", "keys", "^strings to pooled", "^thinc with", 4),
     Goal("out-of-vocabulary vectors", "keys", "out-of-vocabulary", "^fastText", 10),
     Goal("BPR, equal quality", "recommend", "equal quality", "^implicit$", 2),
+    Goal("BPR, speed at that quality", "recommend", "speed at that quality", "^implicit$", 2),
+    Goal("BPR, speed at that quality", "recommend", "speed at that quality", "^LightFM$", 5),
     Goal("BPR, equal epochs", "recommend", "equal epochs", "^implicit$", 2),
     Goal("word vectors, words a second", "text", "^skip-gram", "^fastText$", 0.8),
     Goal("classifier, time of a fit", "text", "^classifier", "^fastText$", -1.5),
