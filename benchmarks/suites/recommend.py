@@ -33,7 +33,7 @@ from sparse_embed.recommend import BPR, Popularity, evaluate, leave_one_out
 # Theirs, and our epochs: what the race at equal quality chooses from.
 RATES, ITERATIONS = (0.01, 0.03, 0.1), (10, 25, 50, 100)
 EPOCHS = (5, 10, 15, 20, 25, 30, 40, 60, 80, 100)
-VISITS = (5, 10, 20, 30)  # LightFM's epochs
+VISITS = (5, 10, 20)  # LightFM's epochs
 DEFAULTS = "sparse_embed, defaults"
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
