@@ -12,7 +12,7 @@ import sys
 
 import click
 
-from sparse_embed.cli.classify import predict
+from sparse_embed.cli.classify import predict, test
 from sparse_embed.cli.demo import demo
 from sparse_embed.cli.doctor import doctor
 from sparse_embed.cli.keys import keys
@@ -51,6 +51,7 @@ for _command in (
     import_,
     train,
     recommend,
+    test,
     predict,
     keys,
     doctor,

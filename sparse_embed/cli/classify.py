@@ -1,4 +1,4 @@
-"""`sparse-embed train classifier FILE` and `sparse-embed predict MODEL [FILE]`."""
+"""`sparse-embed train classifier FILE`, and `test MODEL FILE` and `predict MODEL [FILE]`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,44 @@ def _check_columns(text_column: str | None, delimiter: str | None) -> None:
         raise click.UsageError("--delimiter is for files with columns: give --text-column too")
 
 
+def _check_labelled(
+    text_column: str | None, label_column: str | None, delimiter: str | None
+) -> None:
+    if (text_column is None) != (label_column is None):
+        raise click.UsageError("--text-column and --label-column belong together")
+    _check_columns(text_column, delimiter)
+
+
+def _read_labelled(
+    path: Path,
+    text_column: str | None,
+    label_column: str | None,
+    delimiter: str | None,
+    label_prefix: str,
+) -> tuple[list[str], list[list[str]]]:
+    """Texts, and the labels of each."""
+    from sparse_embed.text.columns_file import read_columns
+    from sparse_embed.text.label_file import read_labelled
+
+    if text_column is None or label_column is None:
+        return read_labelled(path, prefix=label_prefix)
+    rows = list(read_columns(path, (text_column, label_column), delimiter=delimiter))
+    return [text for text, _ in rows], [[label] for _, label in rows]
+
+
+_text_column = click.option(
+    "--text-column",
+    help="FILE is CSV (or .tsv): the column of the texts, a name of its first line, or a number.",
+)
+_label_column = click.option(
+    "--label-column", help="With --text-column: that of the labels, one a text."
+)
+_delimiter = click.option(
+    "--delimiter", help="Between columns; a comma, in .tsv a tab, by default."
+)
+_label_prefix = click.option("--label-prefix", default="__label__", show_default=True)
+
+
 @train.command("classifier")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -36,13 +74,10 @@ def _check_columns(text_column: str | None, delimiter: str | None) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Another such file: measure P@1 and R@1 on it.",
 )
-@click.option(
-    "--text-column",
-    help="FILE is CSV (or .tsv): the column of the texts, a name of its first line, or a number.",
-)
-@click.option("--label-column", help="With --text-column: that of the labels, one a text.")
-@click.option("--delimiter", help="Between columns; a comma, in .tsv a tab, by default.")
-@click.option("--label-prefix", default="__label__", show_default=True)
+@_text_column
+@_label_column
+@_delimiter
+@_label_prefix
 @click.option("--embedding-dim", type=click.IntRange(1), default=64, show_default=True)
 @click.option(
     "--epochs", type=click.IntRange(1), help="Visits of every text: 20, fewer of very many texts."
@@ -96,34 +131,25 @@ def classifier(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Learn the labels of the texts in FILE, and write a model that `predict` reads.
+    """Learn the labels of the texts in FILE; write a model that `test` and `predict` read.
 
     FILE is fastText's: one text a line, its labels among its words as __label__name. Or it is CSV:
     give --text-column and --label-column. gzip is fine.
     """
-    if (text_column is None) != (label_column is None):
-        raise click.UsageError("--text-column and --label-column belong together")
-    _check_columns(text_column, delimiter)
+    _check_labelled(text_column, label_column, delimiter)
     if output.exists() != resume:
         state = "exists already; choose another --output" if not resume else "is not there"
         raise click.ClickException(f"{output} {state}")
     with waiting("starting", as_json):
         from sparse_embed.text import TextClassifier
-        from sparse_embed.text.columns_file import read_columns
-        from sparse_embed.text.label_file import read_labelled, single
+        from sparse_embed.text.label_file import single
 
-        def read(path: Path) -> tuple[list[str], list[list[str]]]:
-            if text_column is None or label_column is None:
-                return read_labelled(path, prefix=label_prefix)
-            rows = read_columns(path, (text_column, label_column), delimiter=delimiter)
-            found = [(text, [label]) for text, label in rows]
-            return [text for text, _ in found], [own for _, own in found]
-
-        texts, labels = read(file)
+        layout = (text_column, label_column, delimiter, label_prefix)
+        texts, labels = _read_labelled(file, *layout)
         one = single(labels)
         held_out: tuple[Any, Any] | None = None
         if validation is not None:
-            held_texts, held_labels = read(validation)
+            held_texts, held_labels = _read_labelled(validation, *layout)
             held_out = (held_texts, held_labels if one is None else single(held_labels))
             if held_out[1] is None:
                 raise click.ClickException(f"{validation}: expected one label a text, as in {file}")
@@ -157,9 +183,50 @@ def classifier(
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_text_column
+@_label_column
+@_delimiter
+@_label_prefix
+@click.option("-k", type=click.IntRange(1), default=1, show_default=True, help="Best labels asked.")
+@json_option
+def test(
+    model: Path,
+    file: Path,
+    text_column: str | None,
+    label_column: str | None,
+    delimiter: str | None,
+    label_prefix: str,
+    k: int,
+    as_json: bool,
+) -> None:
+    """Measure MODEL on the labelled texts of FILE, a file as `train classifier` reads.
+
+    P@k: of k labels guessed a text, the share that is right. R@k: of the texts' labels, the share
+    that is guessed. Texts without a label are not counted.
+    """
+    _check_labelled(text_column, label_column, delimiter)
+    with waiting("starting", as_json):
+        from sparse_embed.text import TextClassifier
+
+        texts, labels = _read_labelled(file, text_column, label_column, delimiter, label_prefix)
+    with waiting("measuring", as_json), TextClassifier.load(model) as loaded:
+        k = min(k, len(loaded.classes_))
+        named = {str(value): value for value in loaded.classes_.tolist()}
+        if not any(name in named for own in labels for name in own):
+            raise click.ClickException(f"{file}: none of its labels is one that {model} knows")
+        truth = [[named.get(name, name) for name in own] for own in labels]
+        precision, recall = loaded.precision_recall_at(texts, truth, k)
+    measured = sum(map(bool, labels))
+    emit({"texts": measured, f"P@{k}": precision, f"R@{k}": recall}, as_json)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
 @click.argument("file", type=click.File("rb"), default="-")
 @click.option("--text-column", help="FILE is CSV (or .tsv), and this the column of the texts.")
-@click.option("--delimiter", help="Between columns; a comma, in .tsv a tab, by default.")
+@_delimiter
+@_label_prefix
 @click.option("-k", type=click.IntRange(1), default=1, show_default=True, help="How many labels.")
 @click.option("--probabilities", is_flag=True, help="Behind each label its probability.")
 @json_option
@@ -168,6 +235,7 @@ def predict(
     file: Any,
     text_column: str | None,
     delimiter: str | None,
+    label_prefix: str,
     k: int,
     probabilities: bool,
     as_json: bool,
@@ -188,7 +256,7 @@ def predict(
     with TextClassifier.load(model) as loaded:
         k = min(k, len(loaded.classes_))
         lines: Iterator[str] = (
-            (parted(line)[0] for line in decoded(file, name))
+            (parted(line, label_prefix)[0] for line in decoded(file, name))
             if text_column is None
             else (text for (text,) in read_columns(name, (text_column,), delimiter=delimiter))
         )

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import scipy.sparse
 
-from sparse_embed._typing import AnyArray, FloatArray
+from sparse_embed._typing import AnyArray, FloatArray, IndexArray
 from sparse_embed.errors import ArgumentError, NotAStoreError
 from sparse_embed.optim import Optimizer
 from sparse_embed.store import Store
@@ -325,12 +325,16 @@ class TextClassifier(Estimator):
 
         fastText's `predict(text, k)`.  Ties: the class that sorts first.
         """
+        found, chance = self._top(texts, k)
+        return self._known_labels().values[found], chance
+
+    def _top(self, texts: Any, k: int) -> tuple[IndexArray, FloatArray]:
+        """Class numbers and probabilities, (N, k)."""
         chance = self.predict_proba(texts)
-        known = self._known_labels()
-        if not 1 <= k <= len(known):
-            raise ArgumentError(f"k: expected 1 to {len(known)} (all classes), got {k}")
+        if not 1 <= k <= chance.shape[1]:
+            raise ArgumentError(f"k: expected 1 to {chance.shape[1]} (all classes), got {k}")
         order = np.argsort(-chance, axis=1, kind="stable")[:, :k]
-        return known.values[order], np.take_along_axis(chance, order, axis=1)
+        return order, np.take_along_axis(chance, order, axis=1)
 
     def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
         """Accuracy; with several labels a text, how many texts have exactly theirs (scikit-learn's
@@ -348,12 +352,20 @@ class TextClassifier(Estimator):
         return float(np.average(right, weights=sample_weight)) if len(right) else float("nan")
 
     def precision_recall_at(self, texts: Any, labels: Any, k: int = 1) -> tuple[float, float]:
-        """P@k and R@k over texts with at least one label: the figures of fastText's `test`."""
-        targets = self._known_labels().encode(labels, known=False)
+        """P@k and R@k over texts with at least one label: the figures of fastText's `test`.
+
+        Args:
+            labels: one for each text, or a list for each, whichever `fit` had.  Those that it did
+                not have are never found.
+            k: 1 to the number of classes.
+        """
+        targets = self._known_labels().encode(labels, known=False, same_kind=False)
         counts = _labels.label_counts(labels)
-        order = np.argsort(-self.predict_proba(texts), axis=1, kind="stable")[:, :k]
+        found, chance = self._top(texts, k)
+        if len(targets) != len(chance):
+            raise ArgumentError(f"labels: expected {len(chance)}, one a text, got {len(targets)}")
         true = targets.matrix(len(self._known_labels()))
-        right = int(np.take_along_axis(true, order, axis=1).sum())
+        right = int(np.take_along_axis(true, found, axis=1).sum())
         return right / max(1, k * int((counts > 0).sum())), right / max(1, int(counts.sum()))
 
     def bags(self, texts: Any) -> Bags:

@@ -71,17 +71,18 @@ class Labels:
     def __len__(self) -> int:
         return len(self.values)
 
-    def encode(self, labels: Any, *, known: bool = True) -> Targets:
-        """Class numbers; `known=False` leaves out labels that training did not have.
+    def encode(self, labels: Any, *, known: bool = True, same_kind: bool = True) -> Targets:
+        """Class numbers; `known=False` leaves out labels that training did not have,
+        `same_kind=False` takes one for each text and lists alike.
 
         Raises:
             ArgumentError: labels of another kind than `fit` had, or unknown ones.
         """
         kind, rows = _rows(labels)
-        if kind != self.kind:
+        if same_kind and kind != self.kind:
             raise ArgumentError(f"labels: expected labels of the kind {self.kind!r}, got {kind!r}")
         number = {value: place for place, value in enumerate(self.values.tolist())}
-        if kind == "columns":
+        if "columns" in (kind, self.kind):
             number = {place: place for place in range(len(self))}
         return _targets(rows, number, known)
 

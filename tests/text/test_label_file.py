@@ -58,6 +58,14 @@ def test_train_and_predict(tmp_path):
     assert found["P@1"] > 0.9
     assert (found["texts"], found["labels"]) == (300, 2)
 
+    done = run("test", model, valid, "--json")
+    assert json.loads(done.stdout) == {"texts": 200, "P@1": found["P@1"], "R@1": found["R@1"]}
+    two = tmp_path / "two"
+    two.write_text("#good #bad great fun\n#good great\nno label\n#never so so\n")
+    done = run("test", model, str(two), "--label-prefix", "#", "-k", "5", "--json")
+    assert json.loads(done.stdout) == {"texts": 3, "P@2": 3 / 6, "R@2": 3 / 4}
+    assert "none of its labels" in run("test", model, str(two), "--label-prefix", "#n").output
+
     questions = "great fun\n\n__label__good dull and bad\n"
     done = run("predict", model, stdin=questions)
     assert done.exit_code == 0, done.output
@@ -132,6 +140,9 @@ def test_train_and_predict_columns(tmp_path):
     assert done.exit_code == 0, done.output
     with TextClassifier.load(model) as loaded:
         assert done.stdout.split() == loaded.predict(TEXTS).tolist()
+    done = run("test", model, data, *columns, "--json")
+    assert json.loads(done.stdout)["P@1"] > 0.9
+    assert run("test", model, data, *columns[:2]).exit_code == 2
     assert run("train", "classifier", data, *columns[:2], "-o", "x").exit_code == 2
     assert run("predict", model, data, "--delimiter", ";").exit_code == 2
     assert run("predict", model, "--text-column", "text", stdin="text").exit_code == 2
