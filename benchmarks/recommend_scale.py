@@ -1,23 +1,29 @@
 """A recommender larger than its cache: 10 million users, 1 million items, tables in files.
 
     python -m benchmarks.recommend_scale [--interactions 4_000_000] [--cache-mb 256] [--folder DIR]
+                                        [--check]
 
 Users and items are as skewed as in MovieLens and Gowalla (Zipf, s = 0.6: no small set of rows is
 hot, so a cache cannot hide the file).  One epoch of BPR at 64 numbers a vector over a part of the
 interactions; reports speed (of training, and with the commit of all that it changed), peak of
 resident anonymous memory, and what lies on disk.  A small fit whose rows do not fit their cache
 either comes first, so that no compiling is timed.
+
+With --check nothing is timed: the model is trained with one thread, with all of them, and by a
+process that is killed on the way and one that resumes.  The three must be the same, bit for bit.
 """
 
 # a program that prints
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import shutil
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +45,72 @@ def draw(number: int, entities: int, rng: np.random.Generator) -> np.ndarray:
     while np.gcd(step, entities) != 1:
         step += 2
     return (ranks.astype(np.int64) - 1) * step % entities
+
+
+def drawn(interactions: int) -> Any:
+    """CSR (USERS, ITEMS)."""
+    rng = np.random.default_rng(0)
+    pairs = draw(interactions, USERS, rng), draw(interactions, ITEMS, rng)
+    ones = np.ones(interactions, np.float32)
+    return scipy.sparse.csr_array((ones, pairs), shape=(USERS, ITEMS))
+
+
+def train(path: str, matrix: Any, cache_mb: int, batch_size: int, threads: int, at: Any) -> None:
+    """One epoch, with a commit every half second; `at` is where it stands, in a thousand."""
+    se.set_num_threads(threads)
+    arguments: dict[str, Any] = {
+        "epochs": 1, "batch_size": batch_size, "optimizer": se.RowWiseAdagrad(lr=0.1),
+        "path": path, "cache_bytes": cache_mb << 20, "commit_interval": 0.5,
+    }  # fmt: skip
+
+    def watch(state: FitProgress) -> None:
+        at.value = 1000 * state.done // state.total
+
+    BPR(**arguments).fit(matrix, progress=watch, show_progress=False, resume=True).close()
+
+
+def crc(path: str, cache_mb: int) -> int:
+    """Of all that was trained: which rows, and their weights."""
+    found = 0
+    with BPR.load(path, cache_bytes=cache_mb << 20) as model:
+        for name in ("users", "items"):
+            table = model.store.tables[name]
+            rows = table.trained_indices()
+            found = zlib.crc32(rows.tobytes(), found)
+            for begin in range(0, len(rows), 1 << 16):
+                found = zlib.crc32(table.lookup(rows[begin : begin + (1 << 16)]).tobytes(), found)
+    return found
+
+
+def check(directory: str, matrix: Any, cache_mb: int, batch_size: int) -> None:
+    """Raises SystemExit where two models differ."""
+    spawn = multiprocessing.get_context("spawn")
+    found: dict[str, int] = {}
+    threads = se.get_num_threads()
+    ways = {"1 thread": (1, 0), "all threads": (threads, 0), "killed, resumed": (threads, 3)}
+    for name, (count, kills) in ways.items():
+        path, done = os.path.join(directory, "model"), []
+        for life in range(kills + 1):
+            at = spawn.Value("q", 0)
+            child = spawn.Process(
+                target=train, args=(path, matrix, cache_mb, batch_size, count, at)
+            )
+            child.start()
+            while child.is_alive() and (life == kills or at.value < 250 * (life + 1)):
+                child.join(0.01)
+            if life < kills:
+                child.kill()
+                done.append(at.value / 10)
+            child.join()
+            if life == kills and child.exitcode:
+                raise SystemExit(f"{name}: the process ended with {child.exitcode}")
+        found[name] = crc(path, cache_mb)
+        where = f", killed at {done} %" if done else ""
+        print(f"{name}: crc32 {found[name]:08x}{where}", flush=True)
+        shutil.rmtree(path)
+    if len(set(found.values())) != 1:
+        raise SystemExit("the models differ")
+    print("the same, bit for bit")
 
 
 def anonymous_mb() -> float:
@@ -68,14 +140,18 @@ def warm_up(directory: str, optimizer: Any) -> None:
 @click.option("--cache-mb", type=int, default=256, show_default=True, help="Of each table.")
 @click.option("--batch-size", type=int, default=32_768, show_default=True)
 @click.option("--folder", type=click.Path(exists=True, file_okay=False), default=None)
-def main(interactions: int, cache_mb: int, batch_size: int, folder: str | None) -> None:
+@click.option("--check", "checking", is_flag=True, help="Compare bits instead.")
+def main(
+    interactions: int, cache_mb: int, batch_size: int, folder: str | None, checking: bool
+) -> None:
     """Train one epoch and report."""
-    rng = np.random.default_rng(0)
-    pairs = draw(interactions, USERS, rng), draw(interactions, ITEMS, rng)
-    ones = np.ones(interactions, np.float32)
-    matrix: Any = scipy.sparse.csr_array((ones, pairs), shape=(USERS, ITEMS))
-    touched = [len(np.unique(part)) for part in pairs]
+    matrix = drawn(interactions)
+    touched = [np.count_nonzero(np.diff(matrix.indptr)), len(np.unique(matrix.indices))]
     print(f"{matrix.nnz:,} interactions, {touched[0]:,} users and {touched[1]:,} items of them")
+    if checking:
+        with tempfile.TemporaryDirectory(dir=folder) as directory:
+            check(directory, matrix, cache_mb, batch_size)
+        return
     before, peak = anonymous_mb(), 0.0
     with tempfile.TemporaryDirectory(dir=folder) as directory:
         path = os.path.join(directory, "model")
