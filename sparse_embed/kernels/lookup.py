@@ -155,14 +155,14 @@ def pool_by_columns(
     out, total, records, slot, index, weight, begin, end, stop, scale, columns, whole, rest,
     kind, padded, padding_idx, weighted, ahead,
 ):  # fmt: skip
-    """One bag, `columns` at a time up to column `whole`, and then the rest; as `sum_columns`."""
-    virgin = sum_columns(
-        total, records, slot, index, weight, begin, end, stop, 0, columns, True,
-        kind, padded, padding_idx, weighted, ahead,
-    )  # fmt: skip
-    store_scaled_row(out, total, scale, columns)
-    for column in range(columns, whole, columns):
-        sum_columns(
+    """One bag, `columns` at a time up to column `whole`, and then the rest; as `sum_columns`.
+
+    padded: a constant, for LLVM takes the question out of short rows' loop, but not of these: to
+    ask each row whether it is padding cost 768 columns 12 to 15 % and 256 columns 5 to 8 %.
+    """
+    virgin = False
+    for column in range(0, whole, columns):
+        virgin = sum_columns(
             total, records, slot, index, weight, begin, end, stop, column, columns,
             column + columns < whole + rest, kind, padded, padding_idx, weighted, ahead,
         )  # fmt: skip
@@ -248,10 +248,15 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
                 whole_rows, virgin = True, False
                 if by_columns:  # alone: Numba then leaves out what it guards
                     whole_rows = end - begin < _LONG
-                    if not whole_rows:
+                    if not whole_rows and padded:
                         virgin = pool_by_columns(
                             target, total, records, slot, index, weight, begin, end, stop, scale,
-                            columns, whole, rest, kind, padded, padding_idx, weighted, ahead,
+                            columns, whole, rest, kind, True, padding_idx, weighted, ahead,
+                        )  # fmt: skip
+                    elif not whole_rows:
+                        virgin = pool_by_columns(
+                            target, total, records, slot, index, weight, begin, end, stop, scale,
+                            columns, whole, rest, kind, False, padding_idx, weighted, ahead,
                         )  # fmt: skip
                 if whole_rows:
                     virgin = sum_columns(
