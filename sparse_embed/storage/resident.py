@@ -122,7 +122,8 @@ class Slots:
         kernels.count_flagged_cpu()(self.flags, limit, want, new_counter(), counts)
         ends = np.cumsum(counts)
         slots = np.empty(int(ends[-1]) if ends.size else 0, np.int64)
-        kernels.select_flagged_cpu()(self.flags, want, ends, new_counter(), slots)
+        words = self.flags[: self.flags.size // 8 * 8].view(np.uint64)
+        kernels.select_flagged_cpu()(self.flags, words, want, ends, new_counter(), slots)
         return slots
 
     def gather(self, slots: Int64, out: Floats) -> None:

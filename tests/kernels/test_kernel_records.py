@@ -21,11 +21,13 @@ def test_flagged_slots(limit):
     rng = np.random.default_rng(limit)
     flags = rng.choice(np.array([0, DIRTY, INFLIGHT, 28], np.uint8), limit + 10)
     flags[limit // 3 : limit // 2] = 0
+    flags[: limit // 4][rng.random(limit // 4) < 0.9] = 0
     for want in (DIRTY, UNSAVED):
         counts = np.empty(-(-limit // FLAGS_A_CHUNK), np.int64)
         count_flagged_cpu()(flags, limit, want, new_counter(), counts)
         slots = np.empty(int(counts.sum()), np.int64)
-        select_flagged_cpu()(flags, want, np.cumsum(counts), new_counter(), slots)
+        ends, words = np.cumsum(counts), flags[: flags.size // 8 * 8].view(np.uint64)
+        select_flagged_cpu()(flags, words, want, ends, new_counter(), slots)
         assert np.array_equal(slots, np.flatnonzero(flags[:limit] & want))
 
 
