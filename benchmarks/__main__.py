@@ -47,6 +47,7 @@ def list_() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A corpus for `keys`: .tsv.xz, text in the third column.",
 )
+@click.option("--only", metavar="REGEX", help="Cases of `durability` with such names.")
 @click.option("--threads", type=click.IntRange(1), help="Of everybody; default: all cores.")
 @click.option("--num-embeddings", type=click.IntRange(1000), help="Rows, of the main workload.")
 @click.option("--embedding-dim", type=click.IntRange(1))

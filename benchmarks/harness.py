@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Settings:
         rounds: of every race; None is what the suite finds enough.
         folder: on the disk to measure; None is the temporary folder.
         long: also what takes many minutes.
+        only: a regular expression, searched in the names of cases; `durability` leaves others out.
         text: a corpus (.tsv.xz, text in the third column) for what needs real words.
         num_embeddings, embedding_dim, batch_size, bag_size, alpha: of the workloads of `lookup`,
             `update` and `train_step`; None is what the suite has.
@@ -50,12 +52,17 @@ class Settings:
     rounds: int | None = None
     folder: Path | None = None
     long: bool = False
+    only: str | None = None
     text: Path | None = None
     num_embeddings: int | None = None
     embedding_dim: int | None = None
     batch_size: int | None = None
     bag_size: int | None = None
     alpha: float | None = None
+
+    def wants(self, case: str) -> bool:
+        """Shall a case of that name be run?"""
+        return self.only is None or re.search(self.only, case) is not None
 
     def count(self, full: int, quick: int) -> int:
         """Rounds of a race."""

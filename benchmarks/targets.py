@@ -91,7 +91,9 @@ def rows(data: dict[str, Any]) -> list[list[str]]:
                 at_least = goal.wanted > 0
                 pairs = ratio(a, b) if at_least else ratio(b, a)
                 met = pairs[0] >= goal.wanted if at_least else pairs[0] <= -goal.wanted
-                verdict = "reached" if met else "**missed**" + _at_the_ceiling(case, a, ours)
+                verdict = (
+                    "reached" if met else "**missed**" + _at_the_ceiling(case, a, ours, at_least)
+                )
                 found.append([
                     goal.label, case["name"],
                     f"{theirs} {time_text(float(np.median(a)))}",
@@ -104,12 +106,16 @@ def rows(data: dict[str, Any]) -> list[list[str]]:
     return found
 
 
-def _at_the_ceiling(case: dict[str, Any], theirs: Sequence[float], ours: str) -> str:
-    """What theirs / ours would be, took we no longer than the ceiling that the case has; or ""."""
+def _at_the_ceiling(
+    case: dict[str, Any], theirs: Sequence[float], ours: str, at_least: bool
+) -> str:
+    """What the ratio would be, took we no longer than the ceiling that the case has; or ""."""
     for name, samples in case["samples"].items():
         language, _, what = name.partition(": ")
         if what in ("floor", "gather", ours) and samples and samples is not theirs:
-            return f"; at the ceiling in {language}: {ratio_text(ratio(theirs, samples))}"
+            pairs = ratio(theirs, samples) if at_least else ratio(samples, theirs)
+            where = "" if language == "ceiling" else f" in {language}"
+            return f"; at the ceiling{where}: {ratio_text(pairs)}"
     return ""
 
 

@@ -169,6 +169,9 @@ def test_goals_compare_the_right_sides():
     commits.samples["allowed for commit()"] = [1.1]
     ((_, _, allowed, ours, _, _, verdict),) = targets.rows(_result(durability=[commits]))
     assert allowed.startswith("allowed") and ours.startswith("commit()") and verdict == "reached"
+    commits.samples |= {"commit()": [2.2], "ceiling: commit()": [1.65]}
+    ((*_, verdict),) = targets.rows(_result(durability=[commits]))
+    assert verdict == "**missed**; at the ceiling: 1.50 (1.50 to 1.50)"
 
 
 def test_every_suite_says_what_it_is():

@@ -1,11 +1,17 @@
 """What durability costs: training with commits against training without, on one file-backed table.
 
 A block of steps with commits is allowed the larger of the same block without commits and its
-journal bytes at the disk's sequential write rate of the same run, to a new file; "allowed for X" is
-that time for each round of X.  Half of the steps without commits come before the others, half
+journal bytes at the disk's sequential write rate of the same round, to a new file; "allowed for X"
+is that time for each round of X.  Half of the steps without commits come before the others, half
 behind them: a machine is not as fast all the time.  (The journal writes over its own old files
 where it can, which disks may do faster: "again".)  Stalls are the seconds that calls of `commit`
 took.
+
+"ceiling: X" is what X could take at best, of what the same round measured.  Who waits has training
+and the disk one after the other, at the rate of new files or of "again", as the bytes were written.
+Who does not wait has training with the copies of what changed (the first commit of the block waits
+for nothing else) or the disk, whichever is longer, and then the last commit, which no training
+hides.
 
 Each block comes twice.  By itself: everything is folded before, untimed, and the journal may grow
 until the block is over.  "checkpoints beside": as by default, so a checkpoint runs in the
@@ -23,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +49,7 @@ _BATCHES = 500  # distinct ones; longer blocks go round
 _LONGEST = 1000  # steps without commits; the time of a longer block is a multiple
 _WAIT, _GO = "commit()", "commit(wait=False)"
 _BESIDE, _ON = ", checkpoints beside", ", going on"
+_ALLOWED, _CEILING = "allowed for ", "ceiling: "
 _ALL = 1 << 50
 
 
@@ -122,6 +130,7 @@ class Trainer:
         core = self.table._core
         begin = time.perf_counter()
         stalls, ends, sizes, folds = [], [begin], [], set[Fold]()
+        again = 0
         for n in range(1, steps + 1):
             self.step()
             if every and n % every == 0:
@@ -131,13 +140,15 @@ class Trainer:
                 stalls.append(ends[-1] - stall)
                 frame = core.flight.pending.frame if core.flight else core.frames[-1]
                 sizes.append(frame.frame_bytes)
+                again += frame.frame_bytes * core.journal.segments[frame.segment].header.reused
                 folds.update({core.running_fold} - {None})
         core.finish_flight(wait=True)
         return {
             "seconds": time.perf_counter() - begin,
             "stalls": stalls,
-            "journal_bytes": sum(sizes),
-            "going on": (ends[-1] - ends[1], sum(sizes[:-1])) if len(ends) > 2 else None,
+            "sizes": sizes,
+            "again": again / max(1, sum(sizes)),
+            "going on": ends[-1] - ends[1] if len(ends) > 2 else None,
             "last": time.perf_counter() - ends[-1],
             "folds": folds,
             "staging_bytes": int(core.journal._staging.bytes.size),
@@ -154,79 +165,136 @@ class Trainer:
             self.table.checkpoint()
 
 
-def training(
-    path: Path, workload: Workload, plan: list[tuple[int, int, int]], rate: float
-) -> Iterator[Case]:
-    """Blocks without commits and with, in turn; plan: (commit every, steps a block, rounds)."""
-    trainer = Trainer(path, workload, batches=min(max(steps for _, steps, _ in plan), _BATCHES))
+@dataclass(frozen=True)
+class Disk:
+    """Bytes a second, written in order: to a new file, and over it again."""
+
+    new: float
+    again: float
+
+    @staticmethod
+    def measured(folder: Path, size: int) -> Disk:
+        new, again = sequential_write(folder / "x", size)
+        return Disk(size / sum(new), size / sum(again))
+
+    def seconds(self, size: int, again: float) -> float:
+        """Of a share of `again` in the bytes."""
+        return size * ((1 - again) / self.new + again / self.again)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A block of `steps` with a commit every so many, in so many rounds."""
+
+    every: int
+    steps: int
+    rounds: int
+
+    def name(self, workload: Workload) -> str:
+        return f"{workload.name}: a commit every {self.every} steps, blocks of {self.steps} steps"
+
+
+def training(folder: Path, workload: Workload, plans: list[Plan], trial: int) -> Iterator[Case]:
+    """Blocks without commits and with, in turn; `trial`: bytes that the disk is measured with."""
+    batches = min(max(plan.steps for plan in plans), _BATCHES)
+    trainer = Trainer(folder / "t", workload, batches)
+    longest = plans[-1]
     with _journal_may_have(_ALL):  # staging is had beforehand, too
-        trainer.block(min(plan[-1][1] // 3, _LONGEST), min(plan[-1][0], _LONGEST), False)
-    for every, steps, rounds in plan:
-        case = Case(f"{workload.name}: a commit every {every} steps, blocks of {steps} steps")
-        case.ours = None
+        trainer.block(min(longest.steps // 3, _LONGEST), min(longest.every, _LONGEST), False)
+    for plan in plans:
+        case = Case(plan.name(workload), ours=None)
         found: dict[str, list[dict[str, Any]]] = {}
-        for turn in range(rounds):
+        disks = []
+        for turn in range(plan.rounds):
             trainer.settle(empty=True)
-            half = min(steps, _LONGEST) // 2
+            disks.append(Disk.measured(folder, trial))
+            half = min(plan.steps, _LONGEST) // 2
             plain = trainer.block(half, 0, True)["seconds"]
             for name in (_WAIT, _GO) if turn % 2 else (_GO, _WAIT):
                 trainer.settle(empty=True)
                 with _journal_may_have(_ALL):
-                    found.setdefault(name, []).append(trainer.block(steps, every, name == _WAIT))
+                    alone = trainer.block(plan.steps, plan.every, name == _WAIT)
+                found.setdefault(name, []).append(alone)
                 trainer.settle()
-                beside = trainer.block(steps, every, name == _WAIT)
+                beside = trainer.block(plan.steps, plan.every, name == _WAIT)
                 trainer.settle()  # and what a checkpoint took is known
                 found.setdefault(name + _BESIDE, []).append(beside)
             plain += trainer.block(half, 0, True)["seconds"]
-            case.samples.setdefault("no commits", []).append(plain * steps / (2 * half))
-        if steps > _LONGEST:
-            case.facts["no commits"] = f"{steps / _LONGEST:g} times a block of {_LONGEST} steps"
-        base = case.samples["no commits"]
-        for name in (_WAIT, _GO):
-            _hold(case, name, [(one["seconds"], one["journal_bytes"]) for one in found[name]], rate)
-            case.facts[name] = _facts(found[name], base, rate)
-            if name == _GO and found[name][0]["going on"]:
-                share = 1 - every / steps
-                _hold(case, name + _ON, [one["going on"] for one in found[name]], rate, share)
-        for name in (_WAIT + _BESIDE, _GO + _BESIDE):
-            case.samples[name] = [one["seconds"] for one in found[name]]
-            case.facts[name] = _facts(found[name], base, rate)
+            case.samples.setdefault("no commits", []).append(plain * plan.steps / (2 * half))
+        if plan.steps > _LONGEST:
+            times = plan.steps / _LONGEST
+            case.facts["no commits"] = f"{times:g} times a block of {_LONGEST} steps"
+        case.facts["disk MB/s, new file"] = [disk.new / 1e6 for disk in disks]
+        case.facts["disk MB/s, again"] = [disk.again / 1e6 for disk in disks]
+        for name, blocks in found.items():
+            _hold(case, name, blocks, disks)
+            case.facts[name] = _facts(case, name, blocks, disks)
+        if found[_GO][0]["going on"]:
+            _hold_going_on(case, found[_GO], disks, 1 - plan.every / plan.steps)
         yield case
     _check(trainer)
 
 
-def _allowed(plain: list[float], sizes: list[int], rate: float) -> list[float]:
-    return [max(base, size / rate) for base, size in zip(plain, sizes, strict=True)]
+def _hold(case: Case, name: str, blocks: list[dict[str, Any]], disks: list[Disk]) -> None:
+    """The seconds of each round; of blocks without checkpoints also what is allowed, and could be
+    reached."""
+    case.samples[name] = [one["seconds"] for one in blocks]
+    if name.endswith(_BESIDE):
+        return
+    allowed, ceiling = [], []
+    for plain, one, disk in zip(case.samples["no commits"], blocks, disks, strict=True):
+        sizes, again = one["sizes"], one["again"]
+        allowed.append(max(plain, sum(sizes) / disk.new))
+        if name == _WAIT:
+            ceiling.append(plain + disk.seconds(sum(sizes), again))
+            continue
+        copies = len(sizes) * one["stalls"][0]
+        beside = max(plain + copies, disk.seconds(sum(sizes[:-1]), again))
+        ceiling.append(beside + disk.seconds(sizes[-1], again))
+    case.samples[_ALLOWED + name] = allowed
+    case.samples[_CEILING + name] = ceiling
 
 
-def _hold(
-    case: Case, name: str, found: list[tuple[float, int]], rate: float, share: float = 1
+def _hold_going_on(
+    case: Case, blocks: list[dict[str, Any]], disks: list[Disk], share: float
 ) -> None:
-    """(seconds, journal bytes) of each round, and what is allowed for a share of the steps."""
-    case.samples[name] = [seconds for seconds, _ in found]
-    plain = [share * base for base in case.samples["no commits"]]
-    case.samples["allowed for " + name] = _allowed(plain, [size for _, size in found], rate)
+    """The same for the part between the first commit and the last, with this share of the steps."""
+    name = _GO + _ON
+    case.samples[name] = [one["going on"] for one in blocks]
+    allowed, ceiling = [], []
+    for plain, one, disk in zip(case.samples["no commits"], blocks, disks, strict=True):
+        size, count = sum(one["sizes"][:-1]), len(one["sizes"]) - 1
+        allowed.append(max(share * plain, size / disk.new))
+        copies = count * one["stalls"][0]
+        ceiling.append(max(share * plain + copies, disk.seconds(size, one["again"])))
+    case.samples[_ALLOWED + name] = allowed
+    case.samples[_CEILING + name] = ceiling
 
 
-def _facts(found: list[dict[str, Any]], plain: list[float], rate: float) -> dict[str, Any]:
-    stalls = [stall for one in found for stall in one["stalls"]]
-    journal = [one["journal_bytes"] for one in found]
-    allowed = _allowed(plain, journal, rate)
-    folds = set[Fold]().union(*(one["folds"] for one in found))
+def _facts(
+    case: Case, name: str, blocks: list[dict[str, Any]], disks: list[Disk]
+) -> dict[str, Any]:
+    stalls = [stall for one in blocks for stall in one["stalls"]]
+    sizes = [sum(one["sizes"]) for one in blocks]
+    plain = case.samples["no commits"]
+    disk = [size / one.new for size, one in zip(sizes, disks, strict=True)]
+    folds = set[Fold]().union(*(one["folds"] for one in blocks))
     facts = {
-        "of what is allowed": [one["seconds"] / b for one, b in zip(found, allowed, strict=True)],
-        "bound by": "the disk" if allowed[0] > plain[0] else "training",
-        "of training and disk one after the other": [
-            one["seconds"] / (base + size / rate)
-            for one, base, size in zip(found, plain, journal, strict=True)
+        "of what is allowed": [
+            one["seconds"] / max(both) for one, *both in zip(blocks, plain, disk, strict=True)
         ],
-        "journal MB a block": journal[0] / 1e6,
-        "rows a commit": journal[0] / 768 / len(found[0]["stalls"]),
-        "journal MB/s": journal[0] / 1e6 / found[0]["seconds"],
+        "bound by": "the disk" if sum(disk) > sum(plain) else "training",
+        "of training and disk one after the other": [
+            one["seconds"] / sum(both) for one, *both in zip(blocks, plain, disk, strict=True)
+        ],
+        "journal MB a block": sizes[0] / 1e6,
+        "of it over old files": [one["again"] for one in blocks],
+        "rows a commit": sizes[0] / 768 / len(blocks[0]["stalls"]),
+        "journal MB/s": sizes[0] / 1e6 / blocks[0]["seconds"],
         "stall ms, median": 1e3 * float(np.median(stalls)),
         "stall ms, worst": 1e3 * max(stalls),
-        "s behind the last commit": max(one["last"] for one in found),
-        "staging MB": max(one["staging_bytes"] for one in found) / 1e6,
+        "s behind the last commit": max(one["last"] for one in blocks),
+        "staging MB": max(one["staging_bytes"] for one in blocks) / 1e6,
         "checkpoints": len(folds),
     }
     if folds:  # all of them, also what they did after the block
@@ -246,6 +314,14 @@ def _check(trainer: Trainer) -> None:
             raise Disagreement("durability: the reopened table differs")
 
 
+def _touching(count: int) -> str:
+    return f"a commit of {count:,} touched rows"
+
+
+def _opening(touched: int) -> str:
+    return f"opening by journal size, {touched:,} rows a commit"
+
+
 def commit_by_table_size(
     folder: Path, sizes: list[int], touched: list[int], rounds: int
 ) -> Iterator[Case]:
@@ -262,7 +338,7 @@ def commit_by_table_size(
     }
     rng = np.random.default_rng(2)
     for count in touched:
-        case = Case(f"a commit of {count:,} touched rows", ours=None, axis=("rows touched", count))
+        case = Case(_touching(count), ours=None, axis=("rows touched", count))
         grad = np.ones((count, 64), np.float32)
         for i in range(-1, rounds):
             for rows, table in sized.items():
@@ -281,7 +357,7 @@ def commit_by_table_size(
 
 def recovery(folder: Path, frames: list[int], touched: int, rounds: int) -> Case:
     """Seconds to open a store by the size of its journal."""
-    case = Case(f"opening by journal size, {touched:,} rows a commit", ours=None)
+    case = Case(_opening(touched), ours=None)
     for count in frames:
         path = folder / f"r{count}"
         table = se.EmbeddingTable.create(
@@ -319,15 +395,16 @@ def run(settings: Settings) -> Iterator[Case]:
         size = (64 if quick else 2048) << 20
         disk = Case("sequential write, chunks of 8 MiB", ours=None)
         disk.samples["before"], disk.samples["before, again"] = sequential_write(path / "x", size)
-        rate = size / sum(disk.samples["before"])
         # Several commits a block: what the last one writes has no step behind it to hide in.
-        again = settings.rounds or 1
-        plan = [(10, 200, again), (100, 1000, again), (1000, 3000, again), (10_000, 30_000, again)]
+        few = settings.rounds or 2
+        plans = [Plan(10, 200, rounds), Plan(100, 1000, rounds), Plan(1000, 3000, few)]
         if quick:
-            plan = [(5, 20, 1)]
-        elif not settings.long:
-            plan.pop()
-        yield from training(path / "t", workload, plan, rate)
+            plans = [Plan(5, 20, 2)]
+        elif settings.long:
+            plans.append(Plan(10_000, 30_000, settings.rounds or 1))
+        plans = [plan for plan in plans if settings.wants(plan.name(workload))]
+        if plans:
+            yield from training(path, workload, plans, size // 2)
         disk.samples["after"], disk.samples["after, again"] = sequential_write(path / "x", size)
         disk.facts = {
             name + ", MB/s": size / 1e6 / sum(samples) for name, samples in disk.samples.items()
@@ -335,7 +412,9 @@ def run(settings: Settings) -> Iterator[Case]:
         yield disk
         sizes = [10**6, 10**7] if quick else [10**6, 10**8, 10**9]
         touched = [200, 2000] if quick else [200, 2000, 20_000, 100_000]
-        yield from commit_by_table_size(path, sizes, touched, 3 if quick else 10)
-        yield recovery(
-            path, [2, 8] if quick else [5, 20, 80, 320], 2000 if quick else 20_000, rounds
-        )
+        touched = [count for count in touched if settings.wants(_touching(count))]
+        if touched:
+            yield from commit_by_table_size(path, sizes, touched, 3 if quick else 10)
+        count = 2000 if quick else 20_000
+        if settings.wants(_opening(count)):
+            yield recovery(path, [2, 8] if quick else [5, 20, 80, 320], count, rounds)
