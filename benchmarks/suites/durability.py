@@ -13,8 +13,8 @@ Who does not wait has training with the copies of what changed (the first commit
 for nothing else) or the disk, whichever is longer, and then the last commit, which no training
 hides.
 
-Each block comes twice.  By itself: everything is folded before, untimed, and the journal may grow
-until the block is over.  "checkpoints beside": as by default, so a checkpoint runs in the
+Each block comes twice.  By itself: everything is folded before, untimed, all of the journal's files
+are kept, and the journal may grow until the block is over.  "checkpoints beside": as by default, so a checkpoint runs in the
 background once the journal is due; the journal is then what the block before has left.  "going on":
 of a block that does not wait, the part between the first commit and the last, for each of which the
 bytes of one commit are written; the whole also has steps before that nothing is written beside, and
@@ -211,8 +211,8 @@ def training(folder: Path, workload: Workload, plans: list[Plan], trial: int) ->
             half = min(plan.steps, _LONGEST) // 2
             plain = trainer.block(half, 0, True)["seconds"]
             for name in (_WAIT, _GO) if turn % 2 else (_GO, _WAIT):
-                trainer.settle(empty=True)
                 with _journal_may_have(_ALL):
+                    trainer.settle(empty=True)
                     alone = trainer.block(plan.steps, plan.every, name == _WAIT)
                 found.setdefault(name, []).append(alone)
                 trainer.settle()
