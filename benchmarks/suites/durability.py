@@ -14,11 +14,11 @@ for nothing else) or the disk, whichever is longer, and then the last commit, wh
 hides.
 
 Each block comes twice.  By itself: everything is folded before, untimed, all of the journal's files
-are kept, and the journal may grow until the block is over.  "checkpoints beside": as by default, so a checkpoint runs in the
-background once the journal is due; the journal is then what the block before has left.  "going on":
-of a block that does not wait, the part between the first commit and the last, for each of which the
-bytes of one commit are written; the whole also has steps before that nothing is written beside, and
-a last commit that nothing is trained beside.
+are kept, and the journal may grow until the block is over.  "checkpoints beside": as by default, so
+a checkpoint runs in the background once the journal is due; the journal is then what the block
+before has left.  "going on": of a block that does not wait, the part between the first commit and
+the last, for each of which the bytes of one commit are written; the whole also has steps before
+that nothing is written beside, and a last commit that nothing is trained beside.
 """
 
 from __future__ import annotations
