@@ -22,7 +22,7 @@ LAYERS = [
     {"device", "device_order", "device_scan"},
     {"_validate", "dtypes", "initializers", "optim", "reference"}
     | {"reference_formats", "reference_hashes", "reference_layers"},
-    {"ops", "keys"},
+    {"ops", "ops_merge", "keys"},
     {"ops_many"},
     {"sparse_grad", "storage", "batch", "commit"},
     {
@@ -49,7 +49,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Who calls kernels besides ops: hashing has its own, storage moves records, indices are checked by
 # one, and recommenders have objectives of their own.  Others may only ask about threads.
 DOORS = {
-    "ops", "ops_many", "layers", "keys", "storage", "_validate", "recommend", "text",
+    "ops", "ops_merge", "ops_many", "layers", "keys", "storage", "_validate", "recommend", "text",
     "cuda", "device", "device_order", "device_scan",
 }  # fmt: skip
 
