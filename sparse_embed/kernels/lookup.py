@@ -103,15 +103,16 @@ def bag_scale(denominator, mode):
 
 
 @device_function
-def bag_denominator(index, weight, begin, end, mode, padding_idx, weighted):
+def bag_denominator(index, weight, begin, end, mode, padded, padding_idx, weighted):
     """The sum of w (mean) or w^2 (sqrtn) over a bag; nothing in a mode that does not ask for it."""
     if mode != MEAN and mode != SQRTN:
         return _ZERO
-    denominator, count = _ZERO, 0
-    for k in range(begin, end):
-        if index[k] != padding_idx:
-            count += 1
-            if weighted:
+    denominator, count = _ZERO, end - begin
+    if weighted or padded:
+        for k in range(begin, end):
+            if index[k] == padding_idx:
+                count -= 1
+            elif weighted:
                 denominator += weight[k] if mode == MEAN else weight[k] * weight[k]
     if weighted:
         return denominator
@@ -242,7 +243,7 @@ def pool_cpu(dim: int, weighted: bool, dtype: str = "float32"):
                 begin, end = offset[b], offset[b + 1]
                 target = row_pointer(out, b)
                 denominator = bag_denominator(
-                    index, weight, begin, end, mode, padding_idx, weighted
+                    index, weight, begin, end, mode, padded, padding_idx, weighted
                 )
                 scale = bag_scale(denominator, mode)
                 whole_rows, virgin = True, False
