@@ -40,10 +40,13 @@ def fold_now(core: StoreCore) -> None:
 def fold_in_background(core: StoreCore) -> None:
     """Start a fold when the journal has outgrown its budget; two commits stay behind."""
     journal = core.journal
-    if journal is None or len(core.frames) < 4:
+    if journal is None or len(core.frames) < 3:
         return
     budget = _budget(core)
-    if core.running_fold is not None and journal.used > max(_LIMIT * budget, _share_of_room(core)):
+    limit = max(_LIMIT * budget, _share_of_room(core))
+    if len(core.frames) < 4 and journal.used <= limit / 2:
+        return  # one commit by itself is folded only where the next ones would have to wait for it
+    if core.running_fold is not None and journal.used > limit:
         finish_fold(core, wait=True)
     if core.running_fold is not None:
         if journal.used > _HURRY * budget:
