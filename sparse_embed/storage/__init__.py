@@ -1,1 +1,2 @@
-"""Files of a store: see store.py for the protocol, journal.py for the frame format."""
+"""Files of a store: store.py has the protocol, frame.py the journal's format, segments.py how it is
+read, journal.py how it is written."""

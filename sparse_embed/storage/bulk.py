@@ -28,7 +28,7 @@ from sparse_embed.storage import files
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import align
 from sparse_embed.storage.fresh_memory import fresh_memory
-from sparse_embed.storage.journal import read_failed
+from sparse_embed.storage.segments import read_failed
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]

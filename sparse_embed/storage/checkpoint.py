@@ -35,10 +35,11 @@ from sparse_embed.storage.background import Background
 from sparse_embed.storage.bulk import Bulk
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import Meta, segment_name
-from sparse_embed.storage.journal import Frame, Journal, read_failed, read_indices
+from sparse_embed.storage.journal import Journal
 from sparse_embed.storage.layout import Layout
 from sparse_embed.storage.manifest import ArraysFile, CommitState, Manifest
 from sparse_embed.storage.rows import places_of, split_places
+from sparse_embed.storage.segments import Frame, read_failed, read_indices
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from sparse_embed.errors import CorruptStoreError, StoreError
 from sparse_embed.kernels.rowio import read_records
 from sparse_embed.storage import files
-from sparse_embed.storage.journal import read_failed
 from sparse_embed.storage.layout import DATA_START, NPY_PREFIX, Layout
+from sparse_embed.storage.segments import read_failed
 
 Int64 = NDArray[np.int64]
 _REGION_PAGES = 1 << 14  # 64 MiB of file

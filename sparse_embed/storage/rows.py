@@ -22,13 +22,15 @@ from sparse_embed.kernels.rowio import read_records
 from sparse_embed.storage.budget import Budget, process_budget
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import TableSection, segment_name
+from sparse_embed.storage.frame_writer import FrameWriter
 from sparse_embed.storage.host_tier import HostTier
-from sparse_embed.storage.journal import Frame, FrameWriter, Journal, read_failed
+from sparse_embed.storage.journal import Journal
 from sparse_embed.storage.layout import Layout
 from sparse_embed.storage.places import Places
 from sparse_embed.storage.read_ahead import HAS_ADVICE, read_ahead
 from sparse_embed.storage.resident import IdentitySlots, IndexedSlots, Slots
 from sparse_embed.storage.scratch import Scratch
+from sparse_embed.storage.segments import Frame, read_failed
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -23,8 +23,8 @@ from sparse_embed.kernels.records import DIRTY, INFLIGHT
 from sparse_embed.kernels.rowio import read_records
 from sparse_embed.storage import files
 from sparse_embed.storage.budget import Budget
-from sparse_embed.storage.journal import read_failed
 from sparse_embed.storage.rowmap import RowMap
+from sparse_embed.storage.segments import read_failed
 
 Int64 = NDArray[np.int64]
 _SLOT_BYTES = 9  # a flag, and the number of the row

@@ -42,9 +42,10 @@ from sparse_embed.storage.budget import process_budget
 from sparse_embed.storage.checkpoint import Fold
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import plan
-from sparse_embed.storage.journal import Frame, Journal, PendingCommit
+from sparse_embed.storage.journal import Journal, PendingCommit
 from sparse_embed.storage.manifest import CommitState, Manifest, TableEntry, file_name
 from sparse_embed.storage.rows import RowStore, TakenRows
+from sparse_embed.storage.segments import Frame
 
 log = logging.getLogger("sparse_embed")
 _STAGING = 64 << 20  # a commit that does not wait stages at least this much

@@ -13,8 +13,9 @@ from sparse_embed.errors import CorruptStoreError
 from sparse_embed.storage import checkpoint, files, manifest
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.fold import finish_fold
-from sparse_embed.storage.journal import Frame, Journal
+from sparse_embed.storage.journal import Journal
 from sparse_embed.storage.manifest import file_name
+from sparse_embed.storage.segments import Frame
 from sparse_embed.storage.store import StoreCore
 
 Progress = Callable[[int, int], None]
