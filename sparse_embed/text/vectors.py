@@ -22,7 +22,7 @@ from sparse_embed.text.vectors_training import Learned, Objective, Sampler
 __all__ = ["NotFittedError", "VectorProgress", "WordVectors"]
 
 _CLIP = 10.0
-_BLOCK = 1 << 18  # tokens whose centres are shuffled: some 10 MB
+_BLOCK = 1 << 15  # tokens whose centres are shuffled
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class WordVectors(VectorQueries):
 
     Notes:
         Defaults are fastText's (its `skipgram` command).  Batching rule: a batch has its words from
-        all over 262,144 words of running text, in an order that is drawn; its rows move
+        all over 32,768 words of running text, in an order that is drawn; its rows move
         once, by the sum of their gradients at its beginning, and this sum is clipped to a norm of
         10.  fastText moves rows pair by pair; the sum of a word that is everywhere, taken at one
         point, would overshoot in large batches, and the clip bounds how far it can go.
