@@ -61,6 +61,9 @@ def run(suites: tuple[str, ...], target: Path | None, threads: int | None, **ask
     """
     import sparse_embed as se
 
+    only = asked["only"]
+    if only is not None and suites != ("durability",):
+        raise click.UsageError("--only is for `run durability` alone: other suites run all cases")
     if threads is not None:
         se.set_num_threads(threads)
     settings = harness.Settings(**asked)
@@ -78,6 +81,8 @@ def run(suites: tuple[str, ...], target: Path | None, threads: int | None, **ask
     click.echo(report.head(data))
     for name in suites or SUITES:
         _run(name, settings, data, target)
+    if only is not None and not data["suites"]["durability"] and not data["failed"]:
+        raise click.ClickException(f"--only {only!r}: no case has such a name")
     if data["failed"]:
         raise click.ClickException(f"failed: {', '.join(data['failed'])}")
 

@@ -191,3 +191,9 @@ def test_a_suite_runs_and_its_plots_are_drawn(tmp_path):
     assert CliRunner().invoke(cli, ["report", str(result), "--output", str(text)]).exit_code == 0
     assert (tmp_path / "plots" / "update.png").stat().st_size > 1000
     assert "![update](plots/update.png)" in text.read_text()
+
+
+def test_only_is_refused_where_it_would_be_ignored():
+    asked = CliRunner().invoke(cli, ["run", "lookup", "--quick", "--only", "x"])
+    assert asked.exit_code == 2
+    assert "--only is for `run durability` alone" in asked.output

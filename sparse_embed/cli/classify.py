@@ -17,17 +17,24 @@ from sparse_embed.cli.models import train
 _BLOCK = 1 << 12
 
 
-def _check_columns(text_column: str | None, delimiter: str | None) -> None:
+def _check_columns(
+    text_column: str | None, delimiter: str | None, label_prefix: str | None
+) -> None:
+    if text_column is not None and label_prefix is not None:
+        raise click.UsageError("--label-prefix is for files without columns, --text-column not")
     if delimiter is not None and text_column is None:
         raise click.UsageError("--delimiter is for files with columns: give --text-column too")
 
 
 def _check_labelled(
-    text_column: str | None, label_column: str | None, delimiter: str | None
+    text_column: str | None,
+    label_column: str | None,
+    delimiter: str | None,
+    label_prefix: str | None,
 ) -> None:
     if (text_column is None) != (label_column is None):
         raise click.UsageError("--text-column and --label-column belong together")
-    _check_columns(text_column, delimiter)
+    _check_columns(text_column, delimiter, label_prefix)
 
 
 def _read_labelled(
@@ -35,14 +42,14 @@ def _read_labelled(
     text_column: str | None,
     label_column: str | None,
     delimiter: str | None,
-    label_prefix: str,
+    label_prefix: str | None,
 ) -> tuple[list[str], list[list[str]]]:
     """Texts, and the labels of each."""
     from sparse_embed.text.columns_file import read_columns
     from sparse_embed.text.label_file import read_labelled
 
     if text_column is None or label_column is None:
-        return read_labelled(path, prefix=label_prefix)
+        return read_labelled(path, prefix=_prefix(label_prefix))
     rows = list(read_columns(path, (text_column, label_column), delimiter=delimiter))
     return [text for text, _ in rows], [[label] for _, label in rows]
 
@@ -57,7 +64,15 @@ _label_column = click.option(
 _delimiter = click.option(
     "--delimiter", help="Between columns; a comma, in .tsv a tab, by default."
 )
-_label_prefix = click.option("--label-prefix", default="__label__", show_default=True)
+_label_prefix = click.option(
+    "--label-prefix", help="Of labels among the words; __label__ by default."
+)
+
+
+def _prefix(given: str | None) -> str:
+    from sparse_embed.text.label_file import PREFIX
+
+    return PREFIX if given is None else given
 
 
 @train.command("classifier")
@@ -123,7 +138,7 @@ def classifier(
     text_column: str | None,
     label_column: str | None,
     delimiter: str | None,
-    label_prefix: str,
+    label_prefix: str | None,
     embedding_dim: int,
     raw: bool,
     pretrained: Path | None,
@@ -136,7 +151,7 @@ def classifier(
     FILE is fastText's: one text a line, its labels among its words as __label__name. Or it is CSV:
     give --text-column and --label-column. gzip is fine.
     """
-    _check_labelled(text_column, label_column, delimiter)
+    _check_labelled(text_column, label_column, delimiter, label_prefix)
     if output.exists() != resume:
         state = "exists already; choose another --output" if not resume else "is not there"
         raise click.ClickException(f"{output} {state}")
@@ -196,7 +211,7 @@ def test(
     text_column: str | None,
     label_column: str | None,
     delimiter: str | None,
-    label_prefix: str,
+    label_prefix: str | None,
     k: int,
     as_json: bool,
 ) -> None:
@@ -205,7 +220,7 @@ def test(
     P@k: of k labels guessed a text, the share that is right. R@k: of the texts' labels, the share
     that is guessed. Texts without a label are not counted.
     """
-    _check_labelled(text_column, label_column, delimiter)
+    _check_labelled(text_column, label_column, delimiter, label_prefix)
     with waiting("starting", as_json):
         from sparse_embed.text import TextClassifier
 
@@ -235,7 +250,7 @@ def predict(
     file: Any,
     text_column: str | None,
     delimiter: str | None,
-    label_prefix: str,
+    label_prefix: str | None,
     k: int,
     probabilities: bool,
     as_json: bool,
@@ -245,7 +260,7 @@ def predict(
     Labels among the words, as in a training file, are ignored. With --json each line is an object.
     """
     name = getattr(file, "name", "-")
-    _check_columns(text_column, delimiter)
+    _check_columns(text_column, delimiter, label_prefix)
     if text_column is not None and not Path(name).is_file():
         raise click.UsageError("--text-column reads a FILE, not the standard input")
     with waiting("starting", as_json):
@@ -256,7 +271,7 @@ def predict(
     with TextClassifier.load(model) as loaded:
         k = min(k, len(loaded.classes_))
         lines: Iterator[str] = (
-            (parted(line, label_prefix)[0] for line in decoded(file, name))
+            (parted(line, _prefix(label_prefix))[0] for line in decoded(file, name))
             if text_column is None
             else (text for (text,) in read_columns(name, (text_column,), delimiter=delimiter))
         )

@@ -5,7 +5,7 @@ then raises, or waits for nobody.  Here whoever comes first decides, once: the t
 runs, or the one who waits, and then it never does.
 
 Nor can `threading.Event` tell of the end: its methods take a lock in Python code, and an interrupt
-in there leaves it taken for ever (4 of 100 runs of tests/crash/interrupts.py hung).  Here two
+in there leaves it taken for ever (2 of 50 runs of tests/crash/interrupts.py hung).  Here two
 attributes decide, each set in one step; a lock only wakes who waits.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -439,3 +440,19 @@ def test_overwrite_removes_our_files_and_no_others(tmp_path):
     (tmp_path / "p").write_text("")
     with pytest.raises(se.StoreError):
         se.Store.create(tmp_path / "p", overwrite=True)
+
+
+def test_an_interrupted_archive_says_that_it_was_interrupted(tmp_path, monkeypatch):
+    """np.savez closes its archive on the way out, and where a member is half written that raises
+    a ValueError, which hides the KeyboardInterrupt."""
+
+    def interrupted(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ValueError("Can't close the ZIP file while there is an open writing handle")
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with closing(files.Directory(tmp_path)) as directory, pytest.raises(KeyboardInterrupt):
+        checkpoint.write_arrays(directory, 1, {"head": np.zeros(3)})
+    assert list(tmp_path.iterdir()) == []

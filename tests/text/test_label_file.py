@@ -143,6 +143,9 @@ def test_train_and_predict_columns(tmp_path):
     done = run("test", model, data, *columns, "--json")
     assert json.loads(done.stdout)["P@1"] > 0.9
     assert run("test", model, data, *columns[:2]).exit_code == 2
+    both = run("test", model, data, *columns, "--label-prefix", "#")
+    assert both.exit_code == 2
+    assert "--label-prefix" in both.output
     assert run("train", "classifier", data, *columns[:2], "-o", "x").exit_code == 2
     assert run("predict", model, data, "--delimiter", ";").exit_code == 2
     assert run("predict", model, "--text-column", "text", stdin="text").exit_code == 2
