@@ -45,7 +45,7 @@ outcome() { # exit code, log
 finish() {
     local code=$?
     trap - EXIT INT TERM
-    ((${#jobs[@]})) && kill "${jobs[@]}" 2>/dev/null
+    ((${#jobs[@]})) && kill -- "${jobs[@]}" 2>/dev/null
     printf '\n'
     "$python" tests/gpu/table.py "$results/outcomes" "$results/cuda.json" || cat "$results/outcomes"
     echo "logs: $results"
@@ -94,27 +94,35 @@ elif [[ -z "$sanitizer" ]]; then
     note "sanitizer" "not run: no compute-sanitizer on this machine" 0
 else
     # A part that launches every kernel: the whole would take hours under its instruments.  The
-    # kernels are compiled by now; the tools run beside each other.
+    # kernels are compiled by now; every tool has every file to itself, as many at a time as there
+    # are processors.
     printf '\n== sanitizer\n'
-    some="not hot_rows and not zipf and not random_rows and not everywhere"
+    export limit results sanitizer
+    export command="${pytest[*]}"
+    export some="not hot_rows and not zipf and not random_rows and not everywhere"
+    sanitize() { # tool, file
+        local begin=$SECONDS code=0 log="$results/sanitizer-$1-$2.log"
+        timeout -k 10 "$limit" "$sanitizer" --tool "$1" --error-exitcode 9 $command -x \
+            -m "cuda and not slow" -k "$some" "tests/gpu/test_$2.py" </dev/null >"$log" 2>&1 &
+        trap "kill $!" TERM
+        wait $! || code=$?
+        echo "$code $((SECONDS - begin))" >"${log%.log}.code"
+    }
+    export -f sanitize
     tools=(memcheck racecheck initcheck synccheck)
-    begin=$SECONDS
-    for tool in "${tools[@]}"; do
-        timeout -k 10 "$limit" "$sanitizer" --tool "$tool" --error-exitcode 9 "${pytest[@]}" -x \
-            -m "cuda and not slow" -k "$some" tests/gpu/test_operations.py \
-            tests/gpu/test_narrow_operations.py tests/gpu/test_device_collection.py \
-            tests/gpu/test_device_cache.py tests/gpu/test_device_recommend.py \
-            </dev/null >"$results/sanitizer-$tool.log" 2>&1 &
-        jobs+=($!)
-    done
-    for i in "${!tools[@]}"; do
-        code=0
-        wait "${jobs[$i]}" || code=$?
-        log="$results/sanitizer-${tools[$i]}.log"
-        tail -n 3 "$log"
-        note "sanitizer ${tools[$i]}" "$(outcome "$code" "$log")" "$((SECONDS - begin))"
-    done
+    files=(operations narrow_operations device_recommend device_cache device_collection)
+    for file in "${files[@]}"; do printf "%s $file\n" "${tools[@]}"; done |
+        setsid xargs -P "$(nproc)" -n 2 bash -c 'sanitize "$0" "$1"' &
+    jobs+=("-$!")
+    wait "$!"
     jobs=()
+    for tool in "${tools[@]}"; do
+        for file in "${files[@]}"; do
+            log="$results/sanitizer-$tool-$file.log"
+            read -r code took <"${log%.log}.code" || code=1 took=0
+            note "sanitizer $tool $file" "$(outcome "$code" "$log")" "$took"
+        done
+    done
 fi
 sizes=()
 [[ "$quick" == yes ]] && sizes=(--quick)

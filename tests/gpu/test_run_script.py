@@ -32,6 +32,7 @@ esac
 """
 SANITIZER = """#!/usr/bin/env bash
 tool="$2"
+[[ "$3 $4" == "--error-exitcode 9" ]] || exit 2
 shift 4
 echo "$tool on $(echo "$@" | wc -w) words"
 if [[ "$tool" == racecheck ]]; then echo "1 hazard"; exit 9; fi
@@ -81,8 +82,8 @@ def test_one_table_last_and_a_failure_is_one(tmp_path):
     assert "passed: cuda: one card" in table["doctor"]
     assert "passed: 5 passed, 1 skipped in 2.0s" in table["tests"]
     assert "passed: 9 passed" in table["ptx"]
-    assert "passed: 0 errors" in table["sanitizer memcheck"]
-    assert "FAILED (9): 1 hazard" in table["sanitizer racecheck"]
+    assert "passed: 0 errors" in table["sanitizer memcheck operations"]
+    assert "FAILED (9): 1 hazard" in table["sanitizer racecheck device_cache"]
     assert "passed: all agree" in table["benchmark"]
     assert "3.000 ms     1000 GB/s" in table["sparse_embed"]
     assert table["sparse_embed"].endswith("1.00")
