@@ -119,7 +119,7 @@ def drawer(column, shift):
 
 @functools.cache
 def mark_taken_cpu():
-    """kernel(size, users, negatives, indptr, columns, bits, shift, counter, marks)
+    """kernel(size, users, negatives, indptr, columns, bits, counter, marks)
 
     A user's items are looked up among the negatives, in `_DRAWERS` short lists for each of them;
     of a user with many, the negatives among the items.
@@ -127,14 +127,14 @@ def mark_taken_cpu():
     size         int         interactions of a block
     users        (B,) i8
     negatives    (N, M) i8   positions in the catalogue, by block
-    indptr, columns, bits, shift   what users took: see `interactions`
+    indptr, columns, bits    what users took: see `interactions`
     counter      `new_counter()`
     marks        (B, M) u1   in: zeros; out: 1 where the user took it
     """
     digest = DIGEST
 
     @team_kernel
-    def kernel(size, users, negatives, indptr, columns, bits, shift, counter, marks):
+    def kernel(size, users, negatives, indptr, columns, bits, counter, marks):
         _ = digest
         batch, (blocks, number) = users.shape[0], negatives.shape
         logarithm = 6
@@ -157,7 +157,7 @@ def mark_taken_cpu():
                 low, high = indptr[user], indptr[user + 1]
                 if high - low > _MANY * number:
                     for m in range(number):
-                        if took(user, other[m], columns, low, high, bits, shift):
+                        if took(other[m], columns, low, high, bits):
                             mark[m] = 1
                     continue
                 for j in range(low, high):

@@ -6,7 +6,8 @@ what was drawn before change anything in what is drawn.
     order      a keyed permutation of 0..n-1 (Feistel rounds), never stored; or, of triplets, one of
                each group of neighbours in every batch
     negatives  Walker's alias table; of triplets, some neighbours share them
-    taken?     one bit of a hashed filter says "no" for most items, else a binary search decides
+    taken?     one bit of a hashed filter says "no" for most items, else a binary search decides;
+               a user's bits lie side by side, so a batch reads them from front to back
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from sparse_embed.kernels.draws import GOLDEN, LOW_32, U32, below, mix64
 CHUNK = 256  # interactions; by size, never by threads
 
 NEGATIVE = np.uint64(0xD1B54A32D192ED03)  # sets the draw of negatives apart from the order
-FILTER_BITS = 16  # of the filter, for each interaction: it errs once in 16
+FILTER_BYTES = 2  # of the filter, for each interaction: it errs once in 16
 U1 = np.uint64(1)
 U3 = np.uint64(3)
 U7 = np.uint64(7)
+FILTER_BITS = np.uint64(8 * FILTER_BYTES)
 
 
 @device_function
@@ -66,15 +68,19 @@ def is_taken(column, columns, low, high):
 
 
 @device_function
-def filter_bit(user, column, shift):
-    """The bit of the filter that stands for a pair (int64 each; shift: uint64)."""
-    return (((np.uint64(user) << U32) | np.uint64(column)) * GOLDEN) >> shift
+def filter_bit(column, low, high):
+    """The bit of the filter (uint64) that stands for a column, of the user with columns[low:high].
+
+    Bits 16 low to 16 high - 1 are the user's.
+    """
+    own = np.uint64(high - low) * FILTER_BITS
+    return np.uint64(low) * FILTER_BITS + ((((np.uint64(column) * GOLDEN) >> U32) * own) >> U32)
 
 
 @device_function
-def took(user, column, columns, low, high, bits, shift):
+def took(column, columns, low, high, bits):
     """Did the user take this column?  The user's are columns[low:high]."""
-    bit = filter_bit(user, column, shift)
+    bit = filter_bit(column, low, high)
     if (np.uint64(bits[bit >> U3]) >> (bit & U7)) & U1 == np.uint64(0):
         return False
     return is_taken(column, columns, low, high)
@@ -95,20 +101,22 @@ def draw_alias(random, number, alias):
 
 @functools.cache
 def filter_cpu():
-    """kernel(rows, columns, shift, bits): set the bit of every pair.
+    """kernel(indptr, columns, bits): set the bit of everything that a user took.
 
-    rows, columns  (n,) i4      pairs
-    shift          uint64       64 minus the logarithm of the number of bits
-    bits           (m,) u1      in: zeros; out
+    indptr   (U+1,) i8              users' ranges in
+    columns  (n,) i4                what they took
+    bits     (FILTER_BYTES n + 1,) u1   in: zeros; out.  The last byte is asked about a user of none
     """
     digest = DIGEST
 
     @serial_kernel
-    def kernel(rows, columns, shift, bits):
+    def kernel(indptr, columns, bits):
         _ = digest
-        for k in range(columns.shape[0]):
-            bit = filter_bit(np.int64(rows[k]), np.int64(columns[k]), shift)
-            bits[bit >> U3] |= np.uint8(U1 << (bit & U7))
+        for user in range(indptr.shape[0] - 1):
+            low, high = indptr[user], indptr[user + 1]
+            for k in range(low, high):
+                bit = filter_bit(columns[k], low, high)
+                bits[bit >> U3] |= np.uint8(U1 << (bit & U7))
 
     return kernel
 
@@ -160,7 +168,7 @@ def even_place(key, k, batch, batches):
 
 @functools.cache
 def sample_even_cpu():
-    """kernel(key, batch, batches, rows, columns, catalogue, counter, firsts, users, items)
+    """kernel(key, batch, batches, rows, columns, counter, firsts, users, taken)
 
     Interaction number k of the batch is one of the k-th `batches` neighbours among all: a batch
     is spread evenly over the users, lies by user, and is read from front to back.  Each group of
@@ -170,16 +178,15 @@ def sample_even_cpu():
     batch, batches  int        number of the batch, from 0, and how many make up the epoch
     rows            (n,) i4    user of each interaction, ascending
     columns         (n,) i4    its item as a position in the catalogue
-    catalogue       (C,) i8
     counter         `new_counter`
     firsts          (chunks + 1,) i8   out: how many users begin in the chunks of CHUNK before each
     users           (G,) i8    out; G = ceil(n / batches), -1 where the last one is not used
-    items           (G,) i8    out: as the catalogue numbers them
+    taken           (G,) i8    out: positions in the catalogue
     """
     digest = DIGEST
 
     @team_kernel
-    def kernel(key, batch, batches, rows, columns, catalogue, counter, firsts, users, items):
+    def kernel(key, batch, batches, rows, columns, counter, firsts, users, taken):
         _ = digest
         groups, total, chunks = users.shape[0], columns.shape[0], firsts.shape[0] - 1
         while True:
@@ -198,7 +205,7 @@ def sample_even_cpu():
                     continue
                 user = np.int64(rows[place])
                 users[k] = user
-                items[k] = catalogue[columns[place]]
+                taken[k] = columns[place]
                 count += 1 if user != before else 0
                 before = user
             firsts[chunk] = count
@@ -255,19 +262,19 @@ def next_of(candidate, low, high):
 
 
 @cold_function
-def another(user, candidate, negatives, low, high, columns, begin, end, bits, shift):
+def another(candidate, negatives, low, high, columns, begin, end, bits):
     """The first after this candidate that the user did not take; -1: there is none."""
     for _attempt in range(low + 1, high):
         candidate = next_of(candidate, low, high)
-        if not took(user, negatives[candidate], columns, begin, end, bits, shift):
+        if not took(negatives[candidate], columns, begin, end, bits):
             return candidate
     return -1
 
 
 @functools.cache
 def sample_opponents_cpu():
-    """kernel(key, first_draw, starts, users, tiles, size, indptr, columns, alias, bits, shift,
-              counter, negatives, opponents)
+    """kernel(key, first_draw, starts, users, tiles, size, indptr, columns, alias, bits, counter,
+              negatives, opponents)
 
     A tile is `size` users.  Its negatives go round among its interactions, so that those of a user
     stand against different ones; where the user took one, the next of the tile stands in.
@@ -280,7 +287,7 @@ def sample_opponents_cpu():
     indptr           (.,) i8    the users' ranges in `columns`
     columns          (n,) i4    what they took: positions in the catalogue, sorted within a user
     alias            (C,) u8    see `draw_alias`
-    bits, shift                 see `filter_cpu`
+    bits             (.,) u1    see `filter_cpu`
     counter          `new_counter`
     negatives        (M,) i8    out: positions in the catalogue
     opponents        (B,) i8    out: which negative stands against each interaction; -1: the user
@@ -290,44 +297,34 @@ def sample_opponents_cpu():
 
     @team_kernel
     def kernel(
-        key, first_draw, starts, users, tiles, size, indptr, columns, alias, bits, shift,
-        counter, negatives, opponents,
+        key, first_draw, starts, users, tiles, size, indptr, columns, alias, bits, counter,
+        negatives, opponents,
     ):  # fmt: skip
         _ = digest
         number = np.uint64(alias.shape[0])
-        negative, opponent, start, filtered = (
-            first(negatives),
-            first(opponents),
-            first(starts),
-            first(bits),
-        )
+        negative, opponent, start = first(negatives), first(opponents), first(starts)
         while True:
             tile = next_chunk(counter, 0)
             if tile >= tiles.shape[0] - 1:
                 break
             low, high = tiles[tile], tiles[tile + 1]
+            last = min(users.shape[0], (tile + 1) * size)
+            for u in range(tile * size, last):
+                prefetch_read(at(first(bits), indptr[users[u]] * FILTER_BYTES))
             for m in range(low, high):
                 random = mix64((key ^ NEGATIVE) + (first_draw + np.uint64(m)) * GOLDEN)
                 negative[m] = draw_alias(random, number, alias)
-            # The filter is too large for a cache: all that a tile reads of it is asked for first.
             candidate = low
-            last = min(users.shape[0], (tile + 1) * size)
             for u in range(tile * size, last):
-                user = users[u]
+                begin, end = indptr[users[u]], indptr[users[u] + 1]
                 for k in range(start[u], start[u + 1]):
-                    opponent[k] = candidate
-                    bit = filter_bit(user, negative[candidate], shift)
-                    prefetch_read(at(filtered, np.int64(bit >> U3)))
-                    candidate = next_of(candidate, low, high)
-            for u in range(tile * size, last):
-                user = users[u]
-                begin, end = indptr[user], indptr[user + 1]
-                for k in range(start[u], start[u + 1]):
-                    candidate = opponent[k]
-                    if unlikely(took(user, negative[candidate], columns, begin, end, bits, shift)):
-                        opponent[k] = another(
-                            user, candidate, negatives, low, high, columns, begin, end, bits, shift
+                    found = candidate
+                    if unlikely(took(negative[found], columns, begin, end, bits)):
+                        found = another(
+                            found, negatives, low, high, columns, begin, end, bits
                         )
+                    opponent[k] = found
+                    candidate = next_of(candidate, low, high)
 
     return kernel
 

@@ -138,20 +138,22 @@ class BPR(FactorModel):
             together=self.users_as != "items",
         )  # fmt: skip
         user_side, item_side = self._side("users"), self._side("items")
-        user_rows = user_side.lookup(batch.users, without=self._without(batch.items))
+        catalogue = self._sampler.interactions.catalogue
+        without = None if self.users_as == "own" else catalogue[batch.taken]
+        user_rows = user_side.lookup(batch.users, without=without)
         mask = self._drop(epoch, start, user_rows)
-        positions = np.concatenate([batch.items, batch.negatives])
-        items = ops.merge(positions, ops.NO_PADDING)
-        item_rows = item_side.lookup(items.indices)
+        items = ops.merge(batch.columns, ops.NO_PADDING)
+        item_ids = catalogue[items.indices]
+        item_rows = item_side.lookup(item_ids)
         # What flows back: a share of a user's row to each item taken, and the negatives' sums.
-        number = len(batch.users)
+        number, count = len(batch.users), len(batch.columns)
         upstream = np.empty((number + len(batch.negatives), user_rows.shape[1]), np.float32)
-        rows, bags = np.empty((2, len(positions)), np.int64)
-        shares = np.empty(len(positions), np.float32)
+        rows, bags = np.empty((2, count), np.int64)
+        shares = np.empty(count, np.float32)
         losses = np.empty(len(batch.tiles) - 1, np.float64)
         reg = np.float32(self._l2)
         guard_fork()
-        counter = counter_of_items(len(positions))
+        counter = counter_of_items(count)
         places_cpu()(items.starts, items.positions, counter, rows)
         self._gradients(
             TILE, reg, batch.starts, user_rows, item_rows, rows, batch.opponents, batch.tiles,
@@ -162,5 +164,5 @@ class BPR(FactorModel):
         if mask is not None:
             user_rows[:, :-1] *= mask
         user_side.apply(user_rows, batch.users)
-        item_side.apply(item_grad, items.indices)
+        item_side.apply(item_grad, item_ids)
         return float(losses.sum())

@@ -62,7 +62,7 @@ class DeviceSampler:
         marks = self._memory.empty(shape, np.uint8)
         self._memory.each(
             pairs.mark_taken_cuda(), shape[0] * shape[1], self._host.block, users, columns,
-            self._indptr, self._columns, self._bits, self._host.shift, marks,
+            self._indptr, self._columns, self._bits, marks,
         )  # fmt: skip
         return marks
 

@@ -96,10 +96,10 @@ class DeviceBPR(DeviceTraining):
         seed: of dropout in this epoch.
         """
         memory, batch = self._memory, self._host_sampler.triplets(epoch, start, self._step)
-        number, length, against = len(batch.users), len(batch.items), len(batch.negatives)
-        positions = np.concatenate([batch.items, batch.negatives])
-        merged = ops.merge(positions, ops.NO_PADDING)
-        places = np.empty_like(positions)
+        number, length, against = len(batch.users), len(batch.taken), len(batch.negatives)
+        merged = ops.merge(batch.columns, ops.NO_PADDING)
+        catalogue = self._host_sampler.interactions.catalogue
+        places = np.empty_like(batch.columns)
         places_cpu()(merged.starts, merged.positions, counter_of_items(len(places)), places)
         owners = np.repeat(np.arange(number), np.diff(batch.starts))
         edges = np.append(batch.starts[:-1:TILE], length)
@@ -109,7 +109,7 @@ class DeviceBPR(DeviceTraining):
             for array in (
                 batch.users, batch.starts, batch.opponents, places,
                 np.concatenate([owners, np.arange(number, number + against)]),
-                edges[tile], edges[tile + 1], merged.indices,
+                edges[tile], edges[tile + 1], catalogue[merged.indices],
             )
         )  # fmt: skip
         _user_rows, p = self._rows(self._users, users)
@@ -133,7 +133,7 @@ class DeviceBPR(DeviceTraining):
             _bpr.upstream_cuda(), upstream.size, p, bags, opponents, firsts, lasts, shares, upstream
         )
         segments = memory.upload(merged.starts)
-        entries = self._ops.merge(memory.upload(positions), ops.NO_PADDING)
+        entries = self._ops.merge(memory.upload(batch.columns), ops.NO_PADDING)
         found = self._ops.backward(entries, Coefficients(bags, shares, None), upstream, None)
         memory.each(_bpr.penalize_cuda(), found.size, self._reg, segments, q, found)
         self._scale(grad, mask)

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 
 from sparse_embed._typing import IndexArray
+from sparse_embed.kernels._jit import guard_fork, new_counter
+from sparse_embed.kernels.votes import CHUNK, takers_cpu, votes_cpu
 from sparse_embed.recommend.sampling import Interactions
 
 __all__ = ["agreement", "questions", "regularization_of"]
@@ -44,29 +45,34 @@ def agreement(interactions: Interactions) -> float:
         From 0 to 1: the share of rivals with less than i, those with as much counting half.
         0.5: others' tastes say nothing.  It depends on the data alone and is the same each time.
     """
-    asked = questions(interactions)
+    guard_fork()
     counts = np.bincount(interactions.columns, minlength=len(interactions.catalogue))
+    asked = [q for q in _questions(interactions, counts) if len(q.known) and len(q.rivals)]
+    if not asked:
+        return 0.5
+    known = np.concatenate([question.known for question in asked], dtype=np.int64)
+    offsets = np.cumsum([0] + [len(question.known) for question in asked])
+    candidates = np.full((len(asked), 1 + _RIVALS), -1, np.int64)
+    for row, question in zip(candidates, asked, strict=True):
+        row[0] = question.item
+        row[1 : 1 + len(question.rivals)] = question.rivals
     wanted = np.zeros(len(counts), bool)  # whose takers have a say
-    for question in asked:
-        wanted[question.known] = True
-        wanted[question.rivals] = True
-        wanted[question.item] = True
-    starts, takers, users = _takers(interactions, wanted)
-    lengths = np.diff(interactions.indptr)[users]
-    shares: list[float] = []
-    for question in asked:
-        if len(question.known) == 0 or len(question.rivals) == 0:
-            continue
-        places, each = _places(starts, question.known)
-        share = np.repeat(1 / np.sqrt(counts[question.known]), each)
-        weights = np.bincount(takers[places], share, len(users)) / lengths
-        weights[np.searchsorted(users, question.user)] = 0
-        places, each = _places(starts, np.append(question.rivals, question.item))
-        votes = np.add.reduceat(weights[takers[places]], np.cumsum(each) - each)
-        each[-1] -= 1  # the user took it, and has no say
-        votes /= np.maximum(each, 1)
-        shares.append(float(np.mean((1 + np.sign(votes[-1] - votes[:-1])) / 2)))
-    return float(np.mean(shares)) if shares else 0.5
+    wanted[known] = True
+    wanted[candidates[candidates >= 0]] = True
+    starts = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(np.where(wanted, counts, 0), out=starts[1:])
+    takers = np.empty(starts[-1], np.int32)
+    places = np.where(wanted, starts[:-1], -1)
+    takers_cpu()(interactions.rows, interactions.columns, places, takers)
+    users = np.array([question.user for question in asked], np.int64)
+    votes = np.empty(candidates.shape, np.float64)
+    votes_cpu()(
+        users, offsets, known, candidates, 1 / np.sqrt(np.maximum(counts, 1)), starts, takers,
+        interactions.indptr, new_counter(-(-len(asked) // CHUNK)), votes,
+    )  # fmt: skip
+    there = candidates[:, 1:] >= 0
+    less = (1 + np.sign(votes[:, :1] - votes[:, 1:])) / 2
+    return float(np.mean((less * there).sum(axis=1) / there.sum(axis=1)))
 
 
 def regularization_of(interactions: Interactions) -> float:
@@ -88,11 +94,16 @@ class Question(NamedTuple):
 
 def questions(interactions: Interactions) -> list[Question]:
     """About interactions drawn without regard to anything; items as columns of the catalogue."""
+    columns, width = interactions.columns, len(interactions.catalogue)
+    return _questions(interactions, np.bincount(columns, minlength=width))
+
+
+def _questions(interactions: Interactions, counts: IndexArray) -> list[Question]:
+    """counts: how many took each item."""
     rng = np.random.default_rng(0)
     columns, indptr = interactions.columns, interactions.indptr
     number = len(interactions)
     asked = rng.choice(number, _ASKED, replace=False) if number > _ASKED else np.arange(number)
-    counts = np.bincount(columns, minlength=len(interactions.catalogue))
     order = np.argsort(counts, kind="stable")
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
@@ -105,30 +116,7 @@ def questions(interactions: Interactions) -> list[Question]:
         if len(known) > _MOST:
             known = rng.choice(known, _MOST, replace=False)
         moves = rng.integers(-reach, reach + 1, _RIVALS)
-        rivals = order[np.clip(rank[item] + moves, 0, len(order) - 1)]
+        rivals = order[np.minimum(np.maximum(rank[item] + moves, 0), len(order) - 1)]
         taken = own[np.minimum(np.searchsorted(own, rivals), len(own) - 1)] == rivals
         found.append(Question(user, item, known, rivals[~taken]))
     return found
-
-
-def _takers(
-    interactions: Interactions, wanted: npt.NDArray[np.bool_]
-) -> tuple[IndexArray, npt.NDArray[np.integer], IndexArray]:
-    """Item i was taken by users[takers[starts[i]:starts[i+1]]], if it is wanted; users ascend."""
-    kept = np.flatnonzero(wanted[interactions.columns])
-    rows, columns = interactions.rows[kept], interactions.columns[kept]
-    taking = np.zeros(len(interactions.indptr) - 1, bool)
-    taking[rows] = True
-    users = np.flatnonzero(taking)
-    place = np.cumsum(taking, dtype=np.int64) - 1
-    shape = (len(wanted), len(users))
-    by_item = scipy.sparse.coo_array((np.ones(len(kept), np.int8), (columns, place[rows])), shape)
-    found = by_item.tocsr()
-    return found.indptr.astype(np.int64), found.indices, users
-
-
-def _places(starts: IndexArray, items: npt.NDArray[np.integer]) -> tuple[IndexArray, IndexArray]:
-    """From starts[i] to starts[i+1] of each item, one after the other; how many they are."""
-    each = starts[items + 1] - starts[items]
-    ends = np.cumsum(each)
-    return np.arange(ends[-1]) + np.repeat(starts[items] - ends + each, each), each

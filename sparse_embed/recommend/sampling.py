@@ -16,7 +16,7 @@ from sparse_embed.kernels.contrast import mark_taken_cpu
 from sparse_embed.kernels.draws import alias_table_cpu
 from sparse_embed.kernels.interactions import (
     CHUNK,
-    FILTER_BITS,
+    FILTER_BYTES,
     each_user_cpu,
     filter_cpu,
     sample_even_cpu,
@@ -138,17 +138,28 @@ class Triplets:
     """A batch of triplets: a user, an item they took, an item they did not take.
 
     users: (U,) int64, ascending.  starts: (U+1,): triplets [starts[u], starts[u+1]) are user u's.
-    items: (B,) int64, those taken.  negatives: (M,) int64, shared by about SHARED triplets each.
-    opponents: (B,) int64, which of them stands against each item; -1: none, the triplet is void.
+    columns: (B+M,) int64, positions in the catalogue: of the items taken, and behind them of the
+        negatives, which about SHARED triplets share each.
+    opponents: (B,) int64, which of the negatives stands against each item; -1: none, the triplet is
+        void.
     tiles: (T+1,) int64: TILE users, from t TILE on, share negatives [tiles[t], tiles[t+1]).
     """
 
     users: IndexArray
     starts: IndexArray
-    items: IndexArray
-    negatives: IndexArray
+    columns: IndexArray
     opponents: IndexArray
     tiles: IndexArray
+
+    @property
+    def taken(self) -> IndexArray:
+        """(B,) the items taken, as positions in the catalogue."""
+        return self.columns[: len(self.opponents)]
+
+    @property
+    def negatives(self) -> IndexArray:
+        """(M,) positions in the catalogue."""
+        return self.columns[len(self.opponents) :]
 
 
 class Sampler:
@@ -181,10 +192,8 @@ class Sampler:
         always = threshold > 0xFFFFFFFF
         alias[always] = np.flatnonzero(always)
         self.alias = np.minimum(threshold, 0xFFFFFFFF) << 32 | alias.astype(np.uint64)
-        logarithm = max(6, (FILTER_BITS * number - 1).bit_length())
-        self.shift = np.uint64(64 - logarithm)
-        self.bits = np.zeros(1 << (logarithm - 3), np.uint8)
-        filter_cpu()(interactions.rows, interactions.columns, self.shift, self.bits)
+        self.bits = np.zeros(FILTER_BYTES * number + 1, np.uint8)
+        filter_cpu()(interactions.indptr, interactions.columns, self.bits)
 
     def triplets(self, epoch: int, start: int, step: int, together: bool = True) -> Triplets:
         """The batch at `start` of an epoch that is cut into even ones of at most `step`: every
@@ -197,14 +206,16 @@ class Sampler:
         data, key = self.interactions, self.key(epoch)
         batch, batches = start // step, -(-len(data) // step)
         groups = -(-len(data) // batches)
-        all_users, items = np.empty((2, groups), np.int64)
+        all_users = np.empty(groups, np.int64)
+        # Room for the negatives too: in each tile a share of its interactions, and the spare ones.
+        columns = np.empty(groups + groups // SHARED + SPARE * (groups // TILE + 1), np.int64)
         firsts = np.empty(-(-groups // CHUNK) + 1, np.int64)
         sample_even_cpu()(
-            key, batch, batches, data.rows, data.columns, data.catalogue, counter_of_items(groups),
-            firsts, all_users, items,
+            key, batch, batches, data.rows, data.columns, counter_of_items(groups),
+            firsts, all_users, columns[:groups],
         )  # fmt: skip
         number = groups - int(all_users[-1] < 0)
-        users, items = all_users[:number], items[:number]
+        users = all_users[:number]
         starts = np.empty((int(firsts[-1]) if together else number) + 1, np.int64)
         if together:
             users = np.empty(len(starts) - 1, np.int64)
@@ -216,12 +227,13 @@ class Sampler:
         edges = np.append(starts[:-1:TILE], number)
         tiles = np.zeros(len(edges), np.int64)
         np.cumsum(SPARE + np.diff(edges) // SHARED, out=tiles[1:])
-        negatives, opponents = np.empty(tiles[-1], np.int64), np.empty(number, np.int64)
+        columns = columns[: number + int(tiles[-1])]
+        opponents = np.empty(number, np.int64)
         sample_opponents_cpu()(
             key, np.uint64(batch * groups), starts, users, tiles, TILE, data.indptr, data.columns,
-            self.alias, self.bits, self.shift, new_counter(len(tiles) - 1), negatives, opponents,
+            self.alias, self.bits, new_counter(len(tiles) - 1), columns[number:], opponents,
         )  # fmt: skip
-        return Triplets(users, starts, items, data.catalogue[negatives], opponents, tiles)
+        return Triplets(users, starts, columns, opponents, tiles)
 
     def pairs(self, epoch: int, start: int, stop: int) -> tuple[IndexArray, IndexArray, IndexArray]:
         """Interactions start..stop-1 of the epoch.
@@ -259,9 +271,8 @@ class Sampler:
         marks = np.zeros((len(users), columns.shape[1]), np.uint8)
         data = self.interactions
         mark_taken_cpu()(
-            self.block, users, columns, data.indptr, data.columns, self.bits, self.shift,
-            new_counter(), marks,
-        )  # fmt: skip
+            self.block, users, columns, data.indptr, data.columns, self.bits, new_counter(), marks
+        )
         return marks
 
     def key(self, epoch: int) -> np.uint64:

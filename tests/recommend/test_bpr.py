@@ -48,7 +48,7 @@ def twin(reg, batch, users, items, rows):
 
     rows: (B + M,) which of `items` each item taken and each negative is.
     """
-    dim, length = users.shape[1] - 1, len(batch.items)
+    dim, length = users.shape[1] - 1, len(batch.taken)
     p, q = users.astype(float), items.astype(float)
     p[:, dim] = 1
     mine = np.repeat(np.arange(len(users)), np.diff(batch.starts))
@@ -81,7 +81,7 @@ def gradients(reg, batch, users, items, rows):
         batch.tiles, bags, shares, upstream, new_counter(), losses,
     )  # fmt: skip
     np.testing.assert_array_equal(
-        bags[len(batch.items) :], number + np.arange(len(batch.negatives))
+        bags[len(batch.taken) :], number + np.arange(len(batch.negatives))
     )
     found = ops.backward(merged, ops.Coefficients(bags, shares, None), upstream, None)
     penalize_cpu(dim)(np.float32(reg), merged.starts, touched, new_counter(), found)
@@ -94,11 +94,12 @@ def gradients(reg, batch, users, items, rows):
 def test_gradients(dim):
     rng = np.random.default_rng(dim)
     matrix = scipy.sparse.csr_array(rng.random((71, 50)) < rng.random((71, 1)))
-    batch = Sampler(Interactions.from_csr(matrix), 0, 0.5).triplets(0, 0, 600)
+    data = Interactions.from_csr(matrix)
+    batch = Sampler(data, 0, 0.5).triplets(0, 0, 600)
     batch.opponents[7] = -1
     users = rng.normal(size=(len(batch.users), dim + 1)).astype(np.float32)
     items = rng.normal(size=(50, dim + 1)).astype(np.float32)
-    rows = np.concatenate([batch.items, batch.negatives])
+    rows = data.catalogue[batch.columns]
     loss, by_user, by_item = twin(0.01, batch, users, items, rows)
     found = gradients(0.01, batch, users, items, rows)
     # float32 sums of up to 50 products of size 1
@@ -109,7 +110,7 @@ def test_gradients(dim):
 
 def test_a_hopeless_triplet_has_a_finite_loss():
     one = np.array([0, 1])
-    batch = Triplets(one[:1], one, one[:1], one[1:], one[:1], one)
+    batch = Triplets(one[:1], one, one, one[:1], one)
     users = np.full((1, 9), 100, np.float32)
     items = np.stack([np.full(9, -200, np.float32), np.zeros(9, np.float32)])
     loss, by_user, _ = gradients(0, batch, users, items, one)
@@ -130,7 +131,7 @@ def test_fit_is_public_lookup_and_update(taken):
         users.lr = items.lr = optimizer.lr * (1 - epoch / 2)
         for start in range(0, len(data), step):
             batch = draw.triplets(epoch, start, step)
-            rows = np.concatenate([batch.items, batch.negatives])
+            rows = data.catalogue[batch.columns]
             given = users.lookup(batch.users), items.lookup(range(20)), rows
             _, by_user, by_item = twin(np.float32(0.01), batch, *given)
             users.update(by_user.astype(np.float32), batch.users)

@@ -37,11 +37,12 @@ def sampler(taken: np.ndarray, seed: int = 0, power: float = 0.5) -> Sampler:
     return Sampler(Interactions.from_csr(scipy.sparse.csr_array(taken)), seed, power)
 
 
-def as_rows(batch: Triplets) -> np.ndarray:
+def as_rows(draw: Sampler, batch: Triplets) -> np.ndarray:
     """(B, 3): user, item taken, item not taken; -1 where the triplet is void."""
     users = np.repeat(batch.users, np.diff(batch.starts))
-    against = np.where(batch.opponents < 0, -1, batch.negatives[batch.opponents])
-    return np.column_stack([users, batch.items, against])
+    items = draw.interactions.catalogue[batch.columns]
+    against = np.where(batch.opponents < 0, -1, items[len(batch.taken) :][batch.opponents])
+    return np.column_stack([users, items[: len(batch.taken)], against])
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
@@ -51,10 +52,10 @@ def test_each_interaction_once_and_no_taken_item(taken, power, batches):
     draw = sampler(taken, power=power)
     step = -(-number // batches)
     parts = [draw.triplets(5, start, step) for start in range(0, number, step)]
-    sizes = [len(part.items) for part in parts]
+    sizes = [len(part.taken) for part in parts]
     assert sum(sizes) == number
     assert max(sizes) - min(sizes) <= 1
-    users, positive, negative = np.concatenate([as_rows(part) for part in parts]).T
+    users, positive, negative = np.concatenate([as_rows(draw, part) for part in parts]).T
     assert taken[users, positive].all()
     assert len(set(zip(users.tolist(), positive.tolist(), strict=True))) == number
     void = negative < 0
@@ -65,7 +66,7 @@ def test_each_interaction_once_and_no_taken_item(taken, power, batches):
 
 def test_tiles_share_their_negatives_evenly(taken):
     batch = sampler(taken).triplets(0, 0, 1000)
-    edges = np.append(batch.starts[:-1:TILE], len(batch.items))
+    edges = np.append(batch.starts[:-1:TILE], len(batch.taken))
     np.testing.assert_array_equal(np.diff(batch.tiles), SPARE + np.diff(edges) // SHARED)
     for t, (begin, end) in enumerate(itertools.pairwise(edges)):
         used = batch.opponents[begin:end]
@@ -77,19 +78,20 @@ def test_tiles_share_their_negatives_evenly(taken):
 
 
 def test_a_batch_depends_on_its_number_alone(taken):
-    first = as_rows(sampler(taken).triplets(4, 400, 200))
+    draw = sampler(taken)
+    first = as_rows(draw, draw.triplets(4, 400, 200))
     draw = sampler(taken)
     for start in (0, 400):
-        again = as_rows(draw.triplets(4, start, 200))
+        again = as_rows(draw, draw.triplets(4, start, 200))
     np.testing.assert_array_equal(again, first)
     apart = draw.triplets(4, 400, 200, together=False)
     np.testing.assert_array_equal(apart.starts, np.arange(len(first) + 1))
-    np.testing.assert_array_equal(as_rows(apart)[:, :2], first[:, :2])
+    np.testing.assert_array_equal(as_rows(draw, apart)[:, :2], first[:, :2])
 
 
 def test_seeds_and_epochs_differ(taken):
     draws = [sampler(taken, seed).triplets(epoch, 0, 300) for seed in (0, 1) for epoch in (0, 1)]
-    assert len({drawn.items.tobytes() for drawn in draws}) == 4
+    assert len({drawn.taken.tobytes() for drawn in draws}) == 4
     assert len({drawn.negatives.tobytes() for drawn in draws}) == 4
 
 

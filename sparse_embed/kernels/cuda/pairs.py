@@ -40,14 +40,13 @@ def mark_taken_cuda():
     digest = DIGEST
 
     @cuda_kernel
-    def mark_taken(size, users, negatives, indptr, columns, bits, shift, marks):
+    def mark_taken(size, users, negatives, indptr, columns, bits, marks):
         _ = digest
         number = negatives.shape[1]
         for place in range(cuda.grid(1), marks.shape[0] * number, cuda.gridsize(1)):
             k, m = place // number, place % number
-            user = users[k]
-            low, high = indptr[user], indptr[user + 1]
-            taken = took(user, negatives[k // size, m], columns, low, high, bits, shift)
+            low, high = indptr[users[k]], indptr[users[k] + 1]
+            taken = took(negatives[k // size, m], columns, low, high, bits)
             marks[k, m] = _ONE if taken else _ZERO
 
     return mark_taken
