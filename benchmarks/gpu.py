@@ -31,7 +31,7 @@ from benchmarks.workloads import Workload
 _WARM_UP = 3
 _CACHED = 2_000_000  # rows of the tables that do not fit their cache
 _MODEL = 2 << 30  # bytes that the stand-in for a model moves, eight times
-_CALLS = 8  # of a sample
+_CALLS = 24  # of a sample
 _ALONE = ", one call"
 _CHECKED = 32  # bags that are compared with sums in float64
 

@@ -78,6 +78,11 @@ workers=()
 run "tests" "${pytest[@]}" "${workers[@]}" -m cuda tests/gpu
 run "ptx" "${pytest[@]}" "${workers[@]}" tests/gpu/test_ptx.py
 
+# Before the sanitizer: what its jobs leave behind slows the host, and short calls with it.
+sizes=()
+[[ "$quick" == yes ]] && sizes=(--quick)
+run "benchmark" "$python" -m benchmarks run "${sizes[@]}" --json "$results/cuda.json" cuda
+
 find_sanitizer() {
     local found
     if [[ -n "${SANITIZER:-}" ]]; then echo "$SANITIZER"; return; fi
@@ -102,6 +107,8 @@ else
     export some="not hot_rows and not zipf and not random_rows and not everywhere"
     sanitize() { # tool, file
         local begin=$SECONDS code=0 log="$results/sanitizer-$1-$2.log"
+        # racecheck loses launches that two threads make, and does not end (CUDA 13.0).
+        [[ "$1" == racecheck ]] && some+=" and not two_threads"
         timeout -k 10 "$limit" "$sanitizer" --tool "$1" --error-exitcode 9 $command -x \
             -m "cuda and not slow" -k "$some" "tests/gpu/test_$2.py" </dev/null >"$log" 2>&1 &
         trap "kill $!" TERM
@@ -124,7 +131,4 @@ else
         done
     done
 fi
-sizes=()
-[[ "$quick" == yes ]] && sizes=(--quick)
-run "benchmark" "$python" -m benchmarks run "${sizes[@]}" --json "$results/cuda.json" cuda
 exit 0

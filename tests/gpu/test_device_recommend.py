@@ -81,8 +81,10 @@ def test_files_resume_serving(taken, tmp_path):
     expected = make("bpr", "cpu", **how).fit(taken)
     for first, second in (("cuda", "cpu"), ("cpu", "cuda")):
         path = tmp_path / first
+        stopped = make("bpr", first, path=path, **how)
         with pytest.raises(Stop):
-            make("bpr", first, path=path, **how).fit(taken, progress=stop)
+            stopped.fit(taken, progress=stop)
+        stopped.close()
         with make("bpr", second, path=path, **how).fit(taken, resume=True) as model:
             check_same(model, expected)
     with load(tmp_path / "cuda", device="cuda") as served:

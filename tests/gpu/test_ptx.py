@@ -50,8 +50,8 @@ def _check(entry):
         if entry.name.endswith("-64") and re.match(
             "gather|pool-|columns|rows|backward-", entry.name
         ):
-            assert count(r"ld\.global\.v4\.f32"), "no 16-byte loads"
-            assert count(r"st\.global\.v4\.f32"), "no 16-byte stores"
+            assert count(r"ld\.global(\.cs)?\.v4\.f32"), "no 16-byte loads"
+            assert count(r"st\.global(\.cs)?\.v4\.f32"), "no 16-byte stores"
         threads, blocks = entry.kernel.targetoptions["launch_bounds"] or (256, 1)
         most = min(255, 65536 // (threads * blocks) // 8 * 8)
         code = ptx.assemble(source, architecture, most)

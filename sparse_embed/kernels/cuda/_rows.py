@@ -16,7 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 from sparse_embed.kernels._jit import device_function
-from sparse_embed.kernels.cuda._shim import SIMULATED, THREADS, WARP, blocks_for, load4, store4
+from sparse_embed.kernels.cuda._shim import (
+    SIMULATED,
+    THREADS,
+    WARP,
+    blocks_for,
+    load4,
+    load4_once,
+    store4,
+    store4_once,
+)
 from sparse_embed.kernels.initialize import (
     GAMMA,
     NORMAL,
@@ -125,6 +134,37 @@ def store_tile(values, matrix, row, base, first, lane, lanes, vec, chunks, dim):
             else:
                 for v in range(vec):
                     matrix[row, base + column + v] = values[c * vec + v]
+
+
+@device_function
+def load_tile_once(values, at, matrix, row, base, first, lane, lanes, vec, chunks, dim):
+    """As `load_tile`, of what is not read again soon."""
+    if vec == 4 and base & 3 == 0:
+        for c in range(chunks):
+            column = first + (c * lanes + lane) * vec
+            if column < dim:
+                p, q, r, s = load4_once(matrix, row, base + column)
+                values[at + c * 4] = p
+                values[at + c * 4 + 1] = q
+                values[at + c * 4 + 2] = r
+                values[at + c * 4 + 3] = s
+    else:
+        load_tile(values, at, matrix, row, base, first, lane, lanes, vec, chunks, dim)
+
+
+@device_function
+def store_tile_once(values, matrix, row, base, first, lane, lanes, vec, chunks, dim):
+    """The way back."""
+    if vec == 4 and base & 3 == 0:
+        for c in range(chunks):
+            column = first + (c * lanes + lane) * vec
+            if column < dim:
+                store4_once(
+                    matrix, row, base + column,
+                    values[c * 4], values[c * 4 + 1], values[c * 4 + 2], values[c * 4 + 3],
+                )  # fmt: skip
+    else:
+        store_tile(values, matrix, row, base, first, lane, lanes, vec, chunks, dim)
 
 
 @device_function

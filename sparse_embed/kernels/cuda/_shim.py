@@ -7,6 +7,7 @@ simulator (NUMBA_ENABLE_CUDASIM=1) too.  What differs is levelled here:
                        so, hence one NVVM option is added while a kernel of ours is compiled
     word_at, word_of   the bits of a row's first float, or of another
     load4, store4      16-byte accesses (`ld.global.v4.f32`); one by one in the simulator
+    load4_once, store4_once    the same, first to leave the caches (`ld.global.cs`)
     load2, store2      8 bytes, as words; store_half: 2 bytes
     sync_block         syncthreads, for functions that kernels of other modules call
     sync_lanes(mask)   __syncwarp; in the simulator, where a block is one group, its syncthreads
@@ -66,6 +67,8 @@ if SIMULATED:
         assert column % 4 == 0 and matrix.shape[1] % 4 == 0
         for v, value in enumerate((a, b, c, d)):
             matrix[row, column + v] = value
+
+    load4_once, store4_once = load4, store4
 
     def sync_lanes(mask):
         """All lanes of the group have come here, and see each other's stores."""
@@ -205,6 +208,38 @@ else:
                 vector = builder.insert_element(vector, args[3 + v], _WORD(v))
             place = _pointer(context, builder, sig.args[0], *args[:3], _FOUR)
             builder.store(vector, place, align=16)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    @intrinsic
+    def load4_once(typing_context, matrix, row, column):
+        """As `load4`."""
+        signature = types.UniTuple(types.float32, 4)(matrix, types.int64, types.int64)
+
+        def codegen(context, builder, sig, args):
+            place = _pointer(context, builder, sig.args[0], *args, _FOUR)
+            kind = ir.FunctionType(ir.LiteralStructType([ir.FloatType()] * 4), [place.type])
+            code = "ld.global.cs.v4.f32 {$0, $1, $2, $3}, [$4];"
+            asm = ir.InlineAsm(kind, code, "=f,=f,=f,=f,l,~{memory}", side_effect=True)
+            found = builder.call(asm, [place])
+            lanes = [builder.extract_value(found, v) for v in range(4)]
+            return context.make_tuple(builder, sig.return_type, lanes)
+
+        return signature, codegen
+
+    @intrinsic
+    def store4_once(typing_context, matrix, row, column, a, b, c, d):
+        """As `store4`."""
+        f4 = types.float32
+        signature = types.void(matrix, types.int64, types.int64, f4, f4, f4, f4)
+
+        def codegen(context, builder, sig, args):
+            place = _pointer(context, builder, sig.args[0], *args[:3], _FOUR)
+            kind = ir.FunctionType(ir.VoidType(), [place.type, *[ir.FloatType()] * 4])
+            code = "st.global.cs.v4.f32 [$0], {$1, $2, $3, $4};"
+            asm = ir.InlineAsm(kind, code, "l,f,f,f,f,~{memory}", side_effect=True)
+            builder.call(asm, [place, *args[3:]])
             return context.get_dummy_value()
 
         return signature, codegen

@@ -52,25 +52,27 @@ def share_at(positions, weights, scale, steps, i, bag):
 @device_function
 def sum_entries(
     block, stage, share, ids, begin, end, positions, bags, weights, scale, steps, grad,
-    first, lane, lanes, vec, chunks, dim,
+    first, lane, lanes, vec, chunks, dim, in_flight,
 ):  # fmt: skip
-    """block = this lane's sums over entries [begin, end), left to right from +0.0."""
+    """block = this lane's sums over entries [begin, end), left to right from +0.0.
+
+    in_flight: gradients that are asked for before the first is added."""
     width = vec * chunks
     for x in range(width):
         block[x] = _ZERO
     i = begin
-    while i + IN_FLIGHT <= end:
+    while i + in_flight <= end:
         # Each bag is asked for before the first has come, and then each gradient.
-        for j in range(IN_FLIGHT):
+        for j in range(in_flight):
             ids[j] = bag_at(bags, steps, i + j)
-        for j in range(IN_FLIGHT):
+        for j in range(in_flight):
             load_tile(stage, j * width, grad, ids[j], 0, first, lane, lanes, vec, chunks, dim)
-        for j in range(IN_FLIGHT):
+        for j in range(in_flight):
             share[j] = share_at(positions, weights, scale, steps, i + j, ids[j])
-        for j in range(IN_FLIGHT):
+        for j in range(in_flight):
             for x in range(width):
                 block[x] = block[x] + share[j] * stage[j * width + x]
-        i += IN_FLIGHT
+        i += in_flight
     while i < end:  # most rows have one entry or two: little code for them
         bag = bag_at(bags, steps, i)
         load_tile(stage, 0, grad, bag, 0, first, lane, lanes, vec, chunks, dim)
@@ -141,7 +143,7 @@ def hot_sums_cuda(dim: int, winners: bool):
                 else:
                     sum_entries(
                         block, stage, share, ids, begin, end, positions, bags, weights, scale,
-                        steps, grad, first, lane, lanes, vec, chunks, dim,
+                        steps, grad, first, lane, lanes, vec, chunks, dim, IN_FLIGHT,
                     )  # fmt: skip
                 store_tile(block, block_sums, h, 0, first, lane, lanes, vec, chunks, dim)
 
@@ -188,7 +190,7 @@ def backward_cuda(dim: int, winners: bool):
                     else:
                         sum_entries(
                             block, stage, share, ids, start, stop, positions, bags, weights, scale,
-                            steps, grad, first, lane, lanes, vec, chunks, dim,
+                            steps, grad, first, lane, lanes, vec, chunks, dim, IN_FLIGHT,
                         )  # fmt: skip
                     for x in range(width):
                         total[x] = total[x] + block[x]

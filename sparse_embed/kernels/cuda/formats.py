@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparse_embed.kernels._jit import device_function
-from sparse_embed.kernels.cuda._rows import load_tile, store_tile
+from sparse_embed.kernels.cuda._rows import load_tile, store_tile, store_tile_once
 from sparse_embed.kernels.cuda._shim import (
     SIMULATED,
     load2,
@@ -152,6 +152,13 @@ def _store_halves(
 @device_function
 def store_float32(values, matrix, row, base, first, lane, lanes, vec, chunks, dim, key, before):
     store_tile(values, matrix, row, base, first, lane, lanes, vec, chunks, dim)
+
+
+@device_function
+def store_float32_once(
+    values, matrix, row, base, first, lane, lanes, vec, chunks, dim, key, before
+):
+    store_tile_once(values, matrix, row, base, first, lane, lanes, vec, chunks, dim)
 
 
 @device_function

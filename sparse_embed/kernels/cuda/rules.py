@@ -14,7 +14,8 @@ import numpy as np
 from sparse_embed.kernels._jit import device_function
 from sparse_embed.kernels.adagrad import adagrad_value
 from sparse_embed.kernels.adam import adam_moment, adam_value
-from sparse_embed.kernels.cuda.formats import FORMATS, STORES
+from sparse_embed.kernels.cuda._rows import load_tile_once
+from sparse_embed.kernels.cuda.formats import FORMATS, STORES, store_float32_once
 from sparse_embed.kernels.formats import lanes_of
 from sparse_embed.kernels.sgd import sgd_value
 
@@ -71,15 +72,24 @@ class Fields(NamedTuple):
     second_at: int
 
 
-def fields_of(dim: int, dtype: str, state_dtype: str, rounding: str) -> Fields:
-    """Of the records of a table."""
+def fields_of(dim: int, dtype: str, state_dtype: str, rounding: str, once: bool = False) -> Fields:
+    """Of the records of a table.
+
+    once: each is read and written once, and may leave the caches before what is read again (the
+    gradients of bags): float32 only, 3 to 5 % of a step."""
     if dim == 1:  # one number a row stays float32
         state_dtype = "float32"
     noisy = rounding == "stochastic"
     weight, lanes = FORMATS[dtype], lanes_of(dim, dtype)
+    loads = {name: format_.load for name, format_ in FORMATS.items()}
+    stores = {name: STORES[name, noisy] for name in (dtype, state_dtype)}
+    if once:
+        loads["float32"] = load_tile_once
+        if "float32" in stores:
+            stores["float32"] = store_float32_once
     return Fields(
-        weight.load, weight.settled, weight.first_bits, STORES[dtype, noisy],
-        FORMATS[state_dtype].load, STORES[state_dtype, noisy], noisy,
+        loads[dtype], weight.settled, weight.first_bits, stores[dtype],
+        loads[state_dtype], stores[state_dtype], noisy,
         lanes, lanes + lanes_of(dim, state_dtype),
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ from sparse_embed.kernels.cuda.merge import scan_block
 
 DIGIT_BITS = 4 if SIMULATED else 8
 DIGITS = 1 << DIGIT_BITS
-SORT_ITEMS = 16
+SORT_ITEMS = 8
 SORT_TILE = np.uint64(THREADS * SORT_ITEMS)
 _WARPS = THREADS // LANES
 _COUNTERS = _WARPS * DIGITS
