@@ -89,6 +89,13 @@ class Ceilings:
         self._dim = dim
         self._threads = threads
         self._c = _library(dim)
+        self._sums = np.empty((0, dim), np.float32)
+
+    def _out(self, bags: int) -> Floats:
+        """Where sums go: kept, as ours is, or every call would pay for pages that are new to it."""
+        if len(self._sums) < bags:
+            self._sums = np.empty((bags, self._dim), np.float32)
+        return self._sums[:bags]
 
     def copy(self, to: Floats, source: Floats) -> None:
         if self._c is not None:
@@ -107,8 +114,8 @@ class Ceilings:
         mean: bool = False,
         ahead: int = 16,
     ) -> Floats:
-        """(B, D) sums of the rows of bags."""
-        out = np.empty((len(offsets) - 1, self._dim), np.float32)
+        """(B, D) sums of the rows of bags, valid until the next ones."""
+        out = self._out(len(offsets) - 1)
         if self._c is None:
             from benchmarks import ceilings_numba
 
@@ -123,10 +130,11 @@ class Ceilings:
     def gather_narrow(
         self, dtype: str, records: Floats, indices: Ints, offsets: Ints, ahead: int = 16
     ) -> Floats | None:
-        """(B, D) sums of bags of "float16", "bfloat16" or "int8" rows; None without a compiler."""
+        """(B, D) sums of bags of "float16", "bfloat16" or "int8" rows, valid until
+        the next ones; None without a compiler."""
         if self._c is None:
             return None
-        out = np.empty((len(offsets) - 1, self._dim), np.float32)
+        out = self._out(len(offsets) - 1)
         getattr(self._c, f"gather_{dtype}")(
             _at(records), _INT(records.strides[0]), _at(indices), _at(offsets),
             _INT(len(offsets) - 1), _at(out), _INT(ahead), self._threads,

@@ -320,9 +320,7 @@ def sample_opponents_cpu():
                 for k in range(start[u], start[u + 1]):
                     found = candidate
                     if unlikely(took(negative[found], columns, begin, end, bits)):
-                        found = another(
-                            found, negatives, low, high, columns, begin, end, bits
-                        )
+                        found = another(found, negatives, low, high, columns, begin, end, bits)
                     opponent[k] = found
                     candidate = next_of(candidate, low, high)
 
