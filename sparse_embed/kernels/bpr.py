@@ -40,7 +40,7 @@ ONE = np.float32(1)
 ZERO = np.float32(0)
 CHUNK = 64  # items; by size, never by threads
 _AHEAD = 12
-_USERS = 8
+_GROUP = 64  # triplets whose rows stay in the cache
 _TERMS = 128
 
 
@@ -84,7 +84,7 @@ def bpr_gradients_cpu(dim: int):
     users      (U, D+1) f4       in: p_u and a last column not used; out: its gradient, and 0
     items      (V, D+1) f4       q of the items of the batch
     rows       (B + M,) i8       where each item taken, and each negative, is among them
-    opponents  (B,) i8           the negative of each triplet; -1: none, it does not count
+    opponents  (B,) i4           the negative of each triplet; -1: none, it does not count
     tiles      (T+1,) i8         tile t has the negatives [tiles[t], tiles[t+1])
     bags       (B + M,) i8       out: the row of `upstream` for each position of `rows`, and
     shares     (B + M,) f4       out: how much of it is that item's gradient: -g; 1 of negatives
@@ -110,14 +110,18 @@ def bpr_gradients_cpu(dim: int):
             if tile >= losses.shape[0]:
                 break
             for m in range(tiles[tile], tiles[tile + 1]):
+                prefetch_row(items, row_of[batch + m], width)
                 zero_row(row_pointer(upstream, number + m), width)
                 bag_of[batch + m] = number + m
                 share[batch + m] = ONE
             loss = 0.0
             # A few users at a time, whose rows stay in the cache, in three passes: one triplet's
             # score, slope and sums wait for each other, but not for the next triplet's.
-            for begin in range(tile * size, min(number, (tile + 1) * size), _USERS):
-                end = min(begin + _USERS, number, (tile + 1) * size)
+            end, last = tile * size, min(number, (tile + 1) * size)
+            while end < last:
+                begin, end = end, end + 1
+                while end < last and start_of[end + 1] - start_of[begin] <= _GROUP:
+                    end += 1
                 for u in range(begin, end):
                     p = row_pointer(upstream, u)
                     copy_row(p, row_pointer(users, u), dim)

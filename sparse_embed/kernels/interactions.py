@@ -290,7 +290,7 @@ def sample_opponents_cpu():
     bits             (.,) u1    see `filter_cpu`
     counter          `new_counter`
     negatives        (M,) i8    out: positions in the catalogue
-    opponents        (B,) i8    out: which negative stands against each interaction; -1: the user
+    opponents        (B,) i4    out: which negative stands against each interaction; -1: the user
                                 took all of the tile's
     """
     digest = DIGEST

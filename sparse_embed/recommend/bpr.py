@@ -17,7 +17,8 @@ __all__ = ["BPR"]
 
 _LR = 0.05
 _STEPS = 200  # of a fit, at the least
-_SMALLEST, _LARGEST = 256, 1 << 17  # batches, of their own accord
+_SMALLEST, _LARGEST = 256, 1 << 18  # batches, of their own accord
+_MANY_USERS = 1 << 17  # with more of them, batches are half as large: they hold as many users
 
 
 class BPR(FactorModel):
@@ -108,11 +109,15 @@ class BPR(FactorModel):
             **common,
         )
 
+        self._largest = _LARGEST
+
     def _hyperparameters(self) -> dict[str, Any]:
         return {}
 
     def _prepare(self, interactions: Interactions) -> None:
         self._choose_regularization(interactions)
+        many = np.count_nonzero(np.diff(interactions.indptr)) > _MANY_USERS
+        self._largest = _LARGEST // 2 if many else _LARGEST
         self._sampler = Sampler(interactions, self.seed, self.negative_power)
         if self._memory is not None:
             from sparse_embed.recommend.device_training import DeviceBPR
@@ -127,7 +132,7 @@ class BPR(FactorModel):
         if self.batch_size is not None:
             batches = -(-number // self.batch_size)
         else:
-            batches = max(-(-number // _LARGEST), -(-_STEPS // self.epochs))
+            batches = max(-(-number // self._largest), -(-_STEPS // self.epochs))
             batches = min(batches, max(1, number // _SMALLEST))
         return -(-number // batches)
 

@@ -140,7 +140,7 @@ class Triplets:
     users: (U,) int64, ascending.  starts: (U+1,): triplets [starts[u], starts[u+1]) are user u's.
     columns: (B+M,) int64, positions in the catalogue: of the items taken, and behind them of the
         negatives, which about SHARED triplets share each.
-    opponents: (B,) int64, which of the negatives stands against each item; -1: none, the triplet is
+    opponents: (B,) int32, which of the negatives stands against each item; -1: none, the triplet is
         void.
     tiles: (T+1,) int64: TILE users, from t TILE on, share negatives [tiles[t], tiles[t+1]).
     """
@@ -148,7 +148,7 @@ class Triplets:
     users: IndexArray
     starts: IndexArray
     columns: IndexArray
-    opponents: IndexArray
+    opponents: npt.NDArray[np.int32]
     tiles: IndexArray
 
     @property
@@ -228,7 +228,7 @@ class Sampler:
         tiles = np.zeros(len(edges), np.int64)
         np.cumsum(SPARE + np.diff(edges) // SHARED, out=tiles[1:])
         columns = columns[: number + int(tiles[-1])]
-        opponents = np.empty(number, np.int64)
+        opponents = np.empty(number, np.int32)
         sample_opponents_cpu()(
             key, np.uint64(batch * groups), starts, users, tiles, TILE, data.indptr, data.columns,
             self.alias, self.bits, new_counter(len(tiles) - 1), columns[number:], opponents,

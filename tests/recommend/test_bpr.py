@@ -110,7 +110,7 @@ def test_gradients(dim):
 
 def test_a_hopeless_triplet_has_a_finite_loss():
     one = np.array([0, 1])
-    batch = Triplets(one[:1], one, one, one[:1], one)
+    batch = Triplets(one[:1], one, one, one[:1].astype(np.int32), one)
     users = np.full((1, 9), 100, np.float32)
     items = np.stack([np.full(9, -200, np.float32), np.zeros(9, np.float32)])
     loss, by_user, _ = gradients(0, batch, users, items, one)
