@@ -6,13 +6,14 @@ are looked up and updated by the public table operations alone.
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Self, TypedDict
+from typing import Any, Self
 
 import numpy as np
 
@@ -33,45 +34,10 @@ from sparse_embed.recommend.sampling import Interactions, as_interactions
 from sparse_embed.recommend.side import Side, as_features
 from sparse_embed.store import Store
 
-__all__ = ["Common", "FactorModel"]
+__all__ = ["FactorModel"]
 
 _INIT = 0.05
 _RECYCLED = (32 << 20) - (64 << 10)
-
-
-class Common(TypedDict, total=False):
-    """Keyword arguments that all models take.
-
-    batch_size: interactions a step; None: as many as leave 200 steps to a fit (with an Adam that
-        moves each number by lr a step it takes so many), between 256 and 8192 (of BPR: 2**17).
-    optimizer: any of this package, instead of `lr`.
-    init: first weights of all rows (default Uniform(0.05)).
-    dropout: chance that a number of a user's vector is left out of a step (default 0).
-    users_as: "own": a user is a row of their own.  "items": a user is the mean of rows of the items
-        they took (without the one to be predicted), so that users never seen can be served.
-    num_users, num_items: room for ids, when more are to come; rows cost nothing until trained.
-    seed: the same seed and data give the same model, bit for bit, for any number of threads.
-    path: directory of the store to train on; None: in memory.
-    cache_bytes: memory for the rows of each table; None: what the process has.
-    device: "cpu", "cuda" or "cuda:N": where rows are and training runs.  The model is the same, bit
-        for bit, and opens on either.  On a GPU `cache_bytes` is of its memory; users_as="items" and
-        features are trained on the CPU only.
-    commit_interval: seconds between commits of a model with a path (default 10; there is always
-        one at the end).  0: after every epoch.
-    """
-
-    batch_size: int | None
-    optimizer: Optimizer | None
-    init: Initializer
-    dropout: float
-    users_as: str
-    num_users: int | None
-    num_items: int | None
-    seed: int
-    path: str | os.PathLike[str] | None
-    cache_bytes: int | None
-    device: str
-    commit_interval: float
 
 
 class FactorModel(FittedModel, ABC):
@@ -209,8 +175,8 @@ class FactorModel(FittedModel, ABC):
 
         Raises:
             ArgumentError: not a sparse matrix; negative, infinite or NaN values; no interactions;
-                other data or arguments than those of the fit to be resumed; training diverged (the
-                loss is no longer finite).
+                an EarlyStopping without `eval_set`; other data or arguments than those of the fit
+                to be resumed; training diverged (the loss is no longer finite).
             StoreError: `path` exists already or cannot be written.
 
         Notes:
@@ -221,7 +187,7 @@ class FactorModel(FittedModel, ABC):
         """
         matrix = as_interactions(user_items)
         interactions = Interactions.from_csr(matrix)
-        shape = self._shape(matrix.shape)
+        shape = self._room(matrix.shape)
         data = {
             "interactions": len(interactions),
             "crc32": zlib.crc32(interactions.columns.data, zlib.crc32(interactions.rows.data)),
@@ -229,6 +195,16 @@ class FactorModel(FittedModel, ABC):
         evaluation = None
         if eval_set is not None:
             evaluation = (matrix, as_interactions(eval_set, "eval_set"), as_lengths(eval_k))
+            if any(map(operator.gt, evaluation[1].shape, shape)):
+                raise ArgumentError(
+                    f"eval_set: expected at most shape {shape}, got {evaluation[1].shape}"
+                )
+        stopping = [call for call in callbacks if isinstance(call, EarlyStopping)]
+        if stopping and evaluation is None:
+            raise ArgumentError(
+                f"eval_set: expected held-out interactions, by which EarlyStopping measures"
+                f" {stopping[0].metric}, got None"
+            )
         positive("eval_every", eval_every)
         features = {"users": user_features, "items": item_features}
         check_trainable(self._memory, self.users_as, features)
@@ -238,10 +214,9 @@ class FactorModel(FittedModel, ABC):
             self._create(matrix, shape, features)
             self.store.metadata["data"] = data
         self._prepare(interactions)
-        stopping = [call for call in callbacks if isinstance(call, EarlyStopping)]
         for call in stopping:
             call.reset()
-        restoring = evaluation is not None and any(call.restore_best for call in stopping)
+        restoring = any(call.restore_best for call in stopping)
         best = BestModel(self.store, stopping[0]) if restoring else None
         with ProgressBar(show_progress, self.epochs * len(interactions)) as bar:
             try:
@@ -386,7 +361,8 @@ class FactorModel(FittedModel, ABC):
 
     # ---- the store ------------------------------------------------------------------------------
 
-    def _shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+    def _room(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """(users, items) of a model that begins with data of this shape."""
         room = (self.num_users or shape[0], self.num_items or shape[1])
         for name, found, most in zip(("num_users", "num_items"), shape, room, strict=True):
             if found > most:

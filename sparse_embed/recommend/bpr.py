@@ -10,7 +10,8 @@ from sparse_embed import ops
 from sparse_embed.kernels._jit import counter_of_items, guard_fork, new_counter
 from sparse_embed.kernels.bpr import bpr_gradients_cpu, penalize_cpu, places_cpu
 from sparse_embed.optim import LazyAdam
-from sparse_embed.recommend.base import Common, FactorModel
+from sparse_embed.recommend.base import FactorModel
+from sparse_embed.recommend.options import Common
 from sparse_embed.recommend.sampling import TILE, Interactions, Sampler
 
 __all__ = ["BPR"]

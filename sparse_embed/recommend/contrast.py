@@ -10,8 +10,9 @@ from sparse_embed.errors import ArgumentError
 from sparse_embed.kernels._jit import guard_fork, new_counter
 from sparse_embed.kernels.contrast import contrast_cpu
 from sparse_embed.optim import LazyAdam
-from sparse_embed.recommend.base import Common, FactorModel
+from sparse_embed.recommend.base import FactorModel
 from sparse_embed.recommend.fitted import positive
+from sparse_embed.recommend.options import Common
 from sparse_embed.recommend.sampling import Interactions, Sampler
 
 __all__ = ["ContrastModel"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from sparse_embed.recommend.base import Common
 from sparse_embed.recommend.contrast import ContrastModel
 from sparse_embed.recommend.fitted import not_negative
+from sparse_embed.recommend.options import Common
 from sparse_embed.recommend.sampling import Interactions
 
 __all__ = ["Logistic"]

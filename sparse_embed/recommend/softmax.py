@@ -7,11 +7,11 @@ from typing import Any, Unpack
 import numpy as np
 
 from sparse_embed.errors import ArgumentError
-from sparse_embed.recommend.base import Common
 from sparse_embed.recommend.contrast import ContrastModel
 from sparse_embed.recommend.fitted import not_negative
 from sparse_embed.recommend.model_store import kept
 from sparse_embed.recommend.neighbours import agreement
+from sparse_embed.recommend.options import Common
 from sparse_embed.recommend.sampling import Interactions
 
 __all__ = ["SampledSoftmax"]

@@ -206,7 +206,7 @@ class VectorQueries:
         number = as_integer("k", k if topn is None else topn)
         if number < 1:
             raise ArgumentError(f"k: expected at least 1, got {number}")
-        plus, minus = _asked(positive), _asked(negative)
+        plus, minus = _asked("positive", positive), _asked("negative", negative)
         if not plus and not minus:
             raise ArgumentError("positive: expected at least one word or vector")
         query = np.zeros(self.embedding_dim, np.float32)
@@ -251,10 +251,15 @@ class VectorQueries:
         return self._subwords.numbers(words)
 
 
-def _asked(items: Any) -> list[Any]:
+def _asked(name: str, items: Any) -> list[Any]:
     if isinstance(items, str) or (isinstance(items, np.ndarray) and items.ndim == 1):
         return [items]
-    return list(items)
+    try:
+        return list(items)
+    except TypeError:
+        raise ArgumentError(
+            f"{name}: expected words or vectors (D,), got {type(items).__name__}"
+        ) from None
 
 
 def _unit(vector: FloatArray) -> FloatArray:

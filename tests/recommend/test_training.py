@@ -138,6 +138,11 @@ def test_a_metric_that_is_not_there(taken, held_out):
         make(epochs=2).fit(taken, held_out, callbacks=[EarlyStopping("auc")])
     with pytest.raises(ArgumentError, match="patience"):
         EarlyStopping(patience=0)
+    with pytest.raises(ArgumentError, match=r"eval_set: .* measures ndcg@20, got None"):
+        make(epochs=2).fit(taken, callbacks=[EarlyStopping("ndcg@20")])
+    larger = scipy.sparse.csr_array(np.ones((taken.shape[0] + 1, 2)))
+    with pytest.raises(ArgumentError, match=r"eval_set: expected at most shape \(20, 20\)"):
+        make(epochs=2).fit(taken, larger)
 
 
 def test_a_callback_can_stop(taken):

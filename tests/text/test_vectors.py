@@ -358,6 +358,8 @@ def test_bad_questions(model, tmp_path):
         model.most_similar("apple", k=0)
     with pytest.raises(ArgumentError, match="at least one word"):
         model.most_similar([])
+    with pytest.raises(ArgumentError, match=r"negative: expected words or vectors \(D,\), got int"):
+        model.most_similar("apple", 3)
     with pytest.raises(ArgumentError, match="a vector of 64 numbers"):
         model.most_similar(np.zeros(3))
     with pytest.raises(FileNotFoundError):
