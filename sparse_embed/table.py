@@ -588,7 +588,8 @@ class EmbeddingTable:
         state, steps, learning rates, metadata, arrays.
 
         Args:
-            wait: True returns the commit's number when it is on disk.  False copies what has
+            wait: True returns the commit's number when it is on disk.  Of a large one, rows may go
+                to disk ahead of it, between the steps before.  False copies what has
                 changed, lets a thread write it, and returns a Commit; its error, if any, is raised
                 by the next call.
 

@@ -4,14 +4,16 @@ A block of steps with commits is allowed the larger of the same block without co
 journal bytes at the disk's sequential write rate of the same round, to a new file; "allowed for X"
 is that time for each round of X.  Half of the steps without commits come before the others, half
 behind them: a machine is not as fast all the time.  (The journal writes over its own old files
-where it can, which disks may do faster: "again".)  Stalls are the seconds that calls of `commit`
+where it can, which disks may do faster: "again".)  Commits that are waited for are written ahead in
+part, and rows that change again are written twice: what is allowed counts the bytes that the block
+that does not wait has written in the same round.  Stalls are the seconds that calls of `commit`
 took.
 
-"ceiling: X" is what X could take at best, of what the same round measured.  Who waits has training
-and the disk one after the other, at the rate of new files or of "again", as the bytes were written.
-Who does not wait has training with the copies of what changed (the first commit of the block waits
-for nothing else) or the disk, whichever is longer, and then the last commit, which no training
-hides.
+"ceiling: X" is what X could take at best, of what the same round measured: who waits, if all were
+written ahead, training or the disk, whichever is longer, at the rate of new files or of "again", as
+the bytes were written.  Who does not wait has training with the copies of what changed (the first
+commit of the block waits for nothing else) or the disk, whichever is longer, and then the last
+commit, which no training hides.
 
 Each block comes twice.  By itself: everything is folded before, untimed, all of the journal's files
 are kept, and the journal may grow until the block is over.  "checkpoints beside": as by default, so
@@ -130,7 +132,7 @@ class Trainer:
         core = self.table._core
         begin = time.perf_counter()
         stalls, ends, sizes, folds = [], [begin], [], set[Fold]()
-        again = 0
+        again = parts = 0
         for n in range(1, steps + 1):
             self.step()
             if every and n % every == 0:
@@ -139,14 +141,17 @@ class Trainer:
                 ends.append(time.perf_counter())
                 stalls.append(ends[-1] - stall)
                 frame = core.flight.pending.frame if core.flight else core.frames[-1]
-                sizes.append(frame.frame_bytes)
-                again += frame.frame_bytes * core.journal.segments[frame.segment].header.reused
+                sizes.append(frame.nbytes)
+                again += frame.nbytes * core.journal.segments[frame.segment].header.reused
+                parts += len(frame.parts)
                 folds.update({core.running_fold} - {None})
         core.finish_flight(wait=True)
         return {
             "seconds": time.perf_counter() - begin,
             "stalls": stalls,
             "sizes": sizes,
+            "needed": sum(sizes),
+            "parts": parts / max(1, len(sizes)),
             "again": again / max(1, sum(sizes)),
             "going on": ends[-1] - ends[1] if len(ends) > 2 else None,
             "last": time.perf_counter() - ends[-1],
@@ -226,6 +231,9 @@ def training(folder: Path, workload: Workload, plans: list[Plan], trial: int) ->
             case.facts["no commits"] = f"{times:g} times a block of {_LONGEST} steps"
         case.facts["disk MB/s, new file"] = [disk.new / 1e6 for disk in disks]
         case.facts["disk MB/s, again"] = [disk.again / 1e6 for disk in disks]
+        for name in (_WAIT, _WAIT + _BESIDE):
+            for one, plain in zip(found[name], found[_GO], strict=True):
+                one["needed"] = min(one["needed"], plain["needed"])
         for name, blocks in found.items():
             _hold(case, name, blocks, disks)
             case.facts[name] = _facts(case, name, blocks, disks)
@@ -244,9 +252,9 @@ def _hold(case: Case, name: str, blocks: list[dict[str, Any]], disks: list[Disk]
     allowed, ceiling = [], []
     for plain, one, disk in zip(case.samples["no commits"], blocks, disks, strict=True):
         sizes, again = one["sizes"], one["again"]
-        allowed.append(max(plain, sum(sizes) / disk.new))
+        allowed.append(max(plain, one["needed"] / disk.new))
         if name == _WAIT:
-            ceiling.append(plain + disk.seconds(sum(sizes), again))
+            ceiling.append(max(plain, disk.seconds(one["needed"], again)))
             continue
         copies = len(sizes) * one["stalls"][0]
         beside = max(plain + copies, disk.seconds(sum(sizes[:-1]), again))
@@ -277,7 +285,7 @@ def _facts(
     stalls = [stall for one in blocks for stall in one["stalls"]]
     sizes = [sum(one["sizes"]) for one in blocks]
     plain = case.samples["no commits"]
-    disk = [size / one.new for size, one in zip(sizes, disks, strict=True)]
+    disk = [one["needed"] / of.new for one, of in zip(blocks, disks, strict=True)]
     folds = set[Fold]().union(*(one["folds"] for one in blocks))
     facts = {
         "of what is allowed": [
@@ -289,7 +297,9 @@ def _facts(
         ],
         "journal MB a block": sizes[0] / 1e6,
         "of it over old files": [one["again"] for one in blocks],
-        "rows a commit": sizes[0] / 768 / len(blocks[0]["stalls"]),
+        "of it written twice": [1 - one["needed"] / sum(one["sizes"]) for one in blocks],
+        "parts a commit": [one["parts"] for one in blocks],
+        "rows a commit": blocks[0]["needed"] / 768 / len(blocks[0]["stalls"]),
         "journal MB/s": sizes[0] / 1e6 / blocks[0]["seconds"],
         "stall ms, median": 1e3 * float(np.median(stalls)),
         "stall ms, worst": 1e3 * max(stalls),

@@ -4,7 +4,7 @@ Shapes   records (S, W) f4: the resident records, W lanes each · flags (S,) u1 
          slots (n,) i8 · data (n, W) f4: records on their way to or from a file
 Flags    DIRTY: newer than the newest commit frame · INFLIGHT: in the frame being written now
          REFERENCED: used since the clock hand passed · PINNED: needed by the batch in hand
-         USED: the slot holds a row (indexed tables)
+         USED: the slot holds a row (indexed tables) · HOT: the newest commit frame had the row
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ INFLIGHT = np.uint8(2)
 REFERENCED = np.uint8(8)
 PINNED = np.uint8(4)
 USED = np.uint8(16)
+HOT = np.uint8(32)
 UNSAVED = np.uint8(3)  # DIRTY | INFLIGHT: must go to the scratch file when evicted
 _KEEP = np.uint8(255)
-_KEEP_DIRTY = np.uint8(254)
+_NOT_DIRTY_OR_HOT = np.uint8(222)
 _KEEP_INFLIGHT = np.uint8(253)
 _TO_INFLIGHT = np.uint8(1)
+_TO_HOT = np.uint8(5)
 _ONE = np.uint64(1)
 _EACH = np.uint64(0x0101010101010101)  # a flag of eight slots
 _NO_FLAG = np.uint64(0)
@@ -254,11 +256,12 @@ def mark_written_cpu():
 
     @serial_kernel
     def mark_written(flags, limit):
-        """After a frame is taken: every DIRTY flag below `limit` becomes INFLIGHT."""
+        """After a frame is taken: DIRTY flags below `limit` become INFLIGHT and HOT ones."""
         digest  # noqa: B018
         for s in range(limit):  # without branches: many flags at once
             f = flags[s]
-            flags[s] = (f & _KEEP_DIRTY) | ((f & DIRTY) << _TO_INFLIGHT)
+            d = f & DIRTY
+            flags[s] = (f & _NOT_DIRTY_OR_HOT) | (d << _TO_INFLIGHT) | (d << _TO_HOT)
 
     return mark_written
 

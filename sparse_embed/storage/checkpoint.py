@@ -89,7 +89,8 @@ class Source:
 
         num_embeddings: of the table, where all rows are known to be below it.
         """
-        found = [(f, f.meta.tables[name]) for f in self.frames if name in f.meta.tables]
+        pieces = [piece for frame in self.frames for piece in frame.pieces]
+        found = [(p, p.meta.tables[name]) for p in pieces if name in p.meta.tables]
         if num_embeddings <= sum(section.rows for _, section in found):
             every = np.full(num_embeddings, -1, np.int64)  # as large, and much faster than sorting
             for frame, section in found:

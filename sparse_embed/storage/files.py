@@ -243,13 +243,13 @@ def extents(fd: int, begin: int, end: int) -> list[tuple[int, int]]:
     while at < end:
         try:
             low = os.lseek(fd, at, _SEEK_DATA)
+            high = min(os.lseek(fd, low, _SEEK_HOLE), end)
         except OSError as error:
             if error.errno == errno.ENXIO:  # nothing but a hole up to the end of the file
                 break
             return [(begin, end)]
         if low >= end:
             break
-        high = min(os.lseek(fd, low, _SEEK_HOLE), end)
         found.append((low, high))
         at = high
     return found

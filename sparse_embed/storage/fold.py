@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sparse_embed.errors import StoreError
-from sparse_embed.storage import checkpoint, files, lock, manifest
+from sparse_embed.storage import ahead, checkpoint, files, lock, manifest
 
 if TYPE_CHECKING:  # the store calls this module; only its type is needed here
     from sparse_embed.storage.store import StoreCore
@@ -29,6 +29,7 @@ def fold_now(core: StoreCore) -> None:
         if core.directory is None:
             return
         core.finish_flight(wait=True)
+        ahead.give_up(core)
         finish_fold(core, wait=True)
         fold = _prepare_fold(core, core.settled_commit)
         if fold is not None:

@@ -5,11 +5,13 @@ unless said otherwise; checksums are XXH64.
 
 Segment header, 4096 bytes at 0
        0  8s   magic 93 "SEWAL" 0D 0A       a text-mode copy or a foreign file shows at once
-       8  u32  version (1)      12 u32  1 when the file held an older segment before, else 0
+       8  u32  version          12 u32  1 when the file held an older segment before, else 0
       16  number of the segment             24  first commit that it may hold
       32  16s  uuid of the store            48  salt, random, of this segment
       56  chain: digest of the frame before the first one, 0 when there is none
     4088  checksum of the bytes 0..4087, seed 0
+
+Version 1 has frames only; version 2 may have parts before them, which older readers refuse.
 
 Frame, at a multiple of 4096, one per commit, commit numbers without gaps
        0  magic "SEFRAME1"       8  commit       16  frame_bytes: header to trailer, both included
@@ -24,6 +26,13 @@ Frame, at a multiple of 4096, one per commit, commit numbers without gaps
 digest = XXH64(seed salt) over the XXH64 (seed salt) of each 1 MiB block of the frame without its
 trailer.  So a frame is valid only whole, in its own segment, after its own predecessor: bytes of an
 older use of the same disk blocks, or of the same file (spares.py), never pass.
+
+Part, like a frame but for its magic "SEPART01": rows of the commit whose number it has, written
+ahead of it in the same segment.  meta has no arrays or metadata; tables are those with rows in it,
+and their step and lr say nothing.  Parts are links of the chain like frames: the first one's is the
+digest of the previous frame, a frame's that of its last part.  So a commit is whole only with all
+its parts, and parts without their frame are an unfinished commit.  Of a row that is in several, the
+last one counts.
 
     meta = {"tables": {NAME: {"step", "lr", "rows", "record_bytes", "indices_at", "records_at"}},
             "arrays": [{"name", "dtype", "shape", "at"}], "metadata": {…}}
@@ -50,8 +59,9 @@ TRAILER = 64
 DIGEST_BLOCK = 1 << 20
 SEGMENT_MAGIC = b"\x93SEWAL\r\n"
 FRAME_MAGIC = b"SEFRAME1"
+PART_MAGIC = b"SEPART01"
 TRAILER_MAGIC = b"SEFRAMEE"
-VERSION = 1
+VERSION, VERSION_WITH_PARTS = 1, 2
 META_LIMIT = 32 << 20
 
 _SEGMENT = struct.Struct("<8sIIQQ16sQQ")
@@ -87,11 +97,12 @@ class SegmentHeader:
     salt: int
     chain: int
     reused: bool = False
+    parts: bool = False  # may there be any?
 
     def encode(self) -> bytes:
         body = _SEGMENT.pack(
             SEGMENT_MAGIC,
-            VERSION,
+            VERSION_WITH_PARTS if self.parts else VERSION,
             self.reused,
             self.number,
             self.first_commit,
@@ -109,9 +120,10 @@ class SegmentHeader:
         if checksum(data[:-8], 0) != int.from_bytes(data[-8:], "little"):
             return None
         _, version, reused, number, first, uuid, salt, chain = _SEGMENT.unpack_from(data)
-        if version != VERSION:
+        if version not in (VERSION, VERSION_WITH_PARTS):
             return int(version)
-        return SegmentHeader(number, first, uuid, salt, chain, reused == 1)
+        parts = version == VERSION_WITH_PARTS
+        return SegmentHeader(number, first, uuid, salt, chain, reused == 1, parts)
 
 
 @dataclass(frozen=True)
@@ -121,10 +133,11 @@ class FrameHeader:
     meta_bytes: int
     chain: int
     salt: int
+    part: bool = False
 
     def encode(self) -> bytes:
         body = _FRAME.pack(
-            FRAME_MAGIC,
+            PART_MAGIC if self.part else FRAME_MAGIC,
             self.commit,
             self.frame_bytes,
             self.meta_bytes,
@@ -136,16 +149,16 @@ class FrameHeader:
 
     @staticmethod
     def decode(data: bytes) -> FrameHeader | None:
-        if len(data) != HEADER or data[:8] != FRAME_MAGIC:
+        if len(data) != HEADER or data[:8] not in (FRAME_MAGIC, PART_MAGIC):
             return None
-        _, commit, frame_bytes, meta_bytes, chain, salt, zero = _FRAME.unpack_from(data)
+        magic, commit, frame_bytes, meta_bytes, chain, salt, zero = _FRAME.unpack_from(data)
         if zero or checksum(data[:56], salt) != int.from_bytes(data[56:], "little"):
             return None
         if frame_bytes % 64 or frame_bytes < HEADER + TRAILER or meta_bytes > META_LIMIT:
             return None
         if HEADER + align(meta_bytes) + TRAILER > frame_bytes:
             return None
-        return FrameHeader(commit, frame_bytes, meta_bytes, chain, salt)
+        return FrameHeader(commit, frame_bytes, meta_bytes, chain, salt, magic == PART_MAGIC)
 
 
 def trailer(commit: int, digest: int) -> bytes:

@@ -39,6 +39,7 @@ def info(core: StoreCore) -> dict[str, Any]:
                 "folded_commit": core.manifest.folded,
                 "journal_bytes": core.journal.bytes,
                 "spare_bytes": core.journal.spare_bytes,
+                "written_ahead_bytes": core.journal.ahead_bytes,
                 "journal_segments": {
                     segment_name(number): segment.size
                     for number, segment in sorted(core.journal.segments.items())
@@ -57,9 +58,12 @@ def _recovery(core: StoreCore) -> dict[str, Any]:
         "opens_at_commit": core.settled_commit,
         "commits_to_index": len(core.frames),
         "rows_to_index": sum(
-            section.rows for frame in core.frames for section in frame.meta.tables.values()
+            section.rows
+            for frame in core.frames
+            for piece in frame.pieces
+            for section in piece.meta.tables.values()
         ),
-        "bytes_to_check": sum(frame.frame_bytes for frame in core.frames),
+        "bytes_to_check": sum(frame.nbytes for frame in core.frames),
         # A fold that was interrupted is done again by the next checkpoint, from the journal.
         "interrupted_fold_to_commit": (said.folding if said.folding > said.folded else None),
         "ignores": list(core.notes),

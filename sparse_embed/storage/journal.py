@@ -1,6 +1,7 @@
 """The redo journal: append a commit frame (segments.py reads them back).
 
-- One frame, one fdatasync; a new segment's directory entry is synced before the first frame counts.
+- One frame, one fdatasync, which covers the parts written ahead of it too.
+- A new segment's directory entry is synced before its first frame counts.
 - Space is allocated before a frame is written: a full disk leaves the journal as it was.
 - A new segment takes the file of a folded one, if there is a spare (spares.py tells the order).
 - After a failed write or sync nothing more is appended to that file: its pages may be marked clean
@@ -12,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -37,10 +39,12 @@ SEGMENT_BYTES = 256 << 20  # a segment takes no further frame beyond this size
 
 
 class PendingCommit:
-    """A frame whose last part a thread is writing."""
+    """A frame, or a part written ahead of one, whose end a thread is writing."""
 
-    def __init__(self, frame: Frame, finish: Callable[[], int]) -> None:
+    def __init__(self, frame: Frame, began: float, finish: Callable[[], int]) -> None:
         self.frame = frame
+        self.seconds = 0.0  # that it took, once it is done
+        self._began = began
         self.error: BaseException | None = StoreError(
             errno.EINTR, f"commit {frame.commit} was interrupted before it was written"
         )
@@ -54,6 +58,7 @@ class PendingCommit:
             self.error = None
         except BaseException as error:
             self.error = error
+        self.seconds = time.perf_counter() - self._began
 
     def start(self) -> None:
         self._background.start()
@@ -79,6 +84,7 @@ class Journal(Segments):
         self._sealed = True  # the next frame begins a new segment
         self._pending: PendingCommit | None = None  # launched, and neither settled nor abandoned
         self._writer: FrameWriter | None = None  # of the newest frame
+        self.parts: list[PendingCommit] = []  # of a commit that is to come, in the newest segment
         self.idle = True  # no frame is being written
         self._spares = Spares(directory)
         self.may_reuse: Callable[[], bool] = lambda: False  # does no reader need folded segments?
@@ -97,6 +103,7 @@ class Journal(Segments):
 
     def seal(self) -> None:
         """The next frame begins a new segment."""
+        self.abandon_parts()
         self._sealed = True
 
     def append(
@@ -107,23 +114,28 @@ class Journal(Segments):
         fill: Callable[[FrameWriter], None],
         wait: bool,
         staging_limit: int,
+        ahead: int = 0,
     ) -> PendingCommit:
         """Write the next commit.  `fill` puts the sections, in the order of the plan.
 
-        With wait=False the part of the frame that fits `staging_limit` is written by a thread.  The
-        caller looks at `.error` once `.done`, then calls `settle` or `abandon`.
+        With wait=False what of the frame fits `staging_limit` is written by a thread.  The caller
+        looks at `.error` once `.done`, then calls `settle` or `abandon`.
+
+        With `ahead` it is a part of the next commit, not synced, in `parts` until a commit follows
+        or all are abandoned.  The caller has looked at the parts before, which are done.  `ahead`
+        is about as many bytes as the commit with all its parts will have.
         """
+        began, part = time.perf_counter(), ahead > 0
         self.abandon_unowned()
         size = align(frame_bytes, BLOCK)
-        if not self._sealed:
-            end, room = self._newest().end, self._newest().room
-            self._sealed = end >= SEGMENT_BYTES and end + size > room
-        if self._sealed:
-            self._begin_segment(size)
+        self._choose_segment(max(size, ahead), part)
         segment = self._newest()
         what = self._where(segment.header.number)
-        commit, at = self.last_commit + 1, segment.end
-        header = FrameHeader(commit, frame_bytes, len(encoded), self.chain, segment.header.salt)
+        before = self.parts[-1] if self.parts else None
+        commit, at = self.last_commit + 1, before.frame.end if before else segment.end
+        chain = before.digest if before else self.chain
+        salt = segment.header.salt
+        header = FrameHeader(commit, frame_bytes, len(encoded), chain, salt, part)
         self.idle = False
         try:
             with files.explained(f"cannot allocate {frame_bytes} bytes for a commit in {what}"):
@@ -136,21 +148,26 @@ class Journal(Segments):
             writer.pad(64)
             fill(writer)
         except BaseException:
-            self._abandon(at)
+            self._abandon()
             raise
-        frame = Frame(
-            segment.header.number, at, commit, frame_bytes, at + data_start(len(encoded)), 0, meta
-        )
+        parts = () if part else tuple(known.frame for known in self.parts)
+        data_at = at + data_start(len(encoded))
+        frame = Frame(segment.header.number, at, commit, frame_bytes, data_at, 0, meta, parts)
 
         def finish() -> int:
             try:
                 digest = writer.finish(parallel=wait)
-                files.sync(files.CALLS.fdatasync, self._append_fd, what)
+                if not part:
+                    files.sync(files.CALLS.fdatasync, self._append_fd, what)
             finally:
                 self.idle = True
             return digest
 
-        self._pending = pending = PendingCommit(frame, finish)
+        pending = PendingCommit(frame, began, finish)
+        if part:
+            self.parts.append(pending)
+        else:
+            self._pending, self.parts = pending, []  # they are its parts now
         if wait:
             pending.run_here()
         else:
@@ -161,7 +178,7 @@ class Journal(Segments):
         """The frame is durable: the next one follows it.  May be repeated after an interrupt."""
         frame = pending.frame
         segment = self.segments[frame.segment]
-        segment.end = align(frame.at + frame.frame_bytes, BLOCK)
+        segment.end = frame.end
         segment.size = max(segment.size, segment.end)
         self.last_commit = frame.commit
         self.chain = pending.digest
@@ -170,16 +187,27 @@ class Journal(Segments):
 
     def abandon(self, pending: PendingCommit) -> None:
         """The frame was not written, or nobody knows."""
-        self._abandon(pending.frame.at)
+        self._abandon()
         self._pending = None
 
     def abandon_unowned(self) -> None:
         """A commit whose caller was interrupted before it could take it over."""
+        self._wait_for_parts()
         if self._pending is not None:
             self._pending.wait()
             self.abandon(self._pending)
         if self._writer is not None:
             self._writer.settle()
+
+    def abandon_parts(self) -> None:
+        """No commit will have what was written ahead."""
+        if self.parts:
+            self._wait_for_parts()
+            self._abandon()
+
+    def _wait_for_parts(self) -> None:
+        for part in self.parts:
+            part.wait()
 
     def _newest(self) -> Segment:
         return self.segments[self._number]
@@ -192,8 +220,19 @@ class Journal(Segments):
                 raise
             files.CALLS.allocate(self._append_fd, at, size)
 
-    def _begin_segment(self, size: int) -> None:
-        """The next segment, for a frame of `size` bytes first."""
+    def _choose_segment(self, size: int, part: bool) -> None:
+        """The newest segment, or a new one, for a commit of `size` bytes."""
+        if self.parts:  # they and their frame lie in one
+            return
+        if not self._sealed:
+            newest = self._newest()
+            full = newest.end >= SEGMENT_BYTES and newest.end + size > newest.room
+            self._sealed = full or (part and not newest.header.parts)
+        if self._sealed:
+            self._begin_segment(size, parts=part)
+
+    def _begin_segment(self, size: int, parts: bool) -> None:
+        """The next segment, for a commit of `size` bytes first."""
         self._close_append()
         number = self._number + 1
         name = segment_name(number)
@@ -207,6 +246,7 @@ class Journal(Segments):
             secrets.randbits(64),
             self.chain,
             reused=spare is not None,
+            parts=parts,
         )
         with files.explained(f"cannot create {self._dir.describe(name)}"):
             fd = self._open_append(spare or name, os.O_CREAT | os.O_TRUNC if spare is None else 0)
@@ -248,14 +288,15 @@ class Journal(Segments):
                     raise
         return files.CALLS.open(self._dir.fd, name, flags)
 
-    def _abandon(self, at: int) -> None:
+    def _abandon(self) -> None:
         """After a failed frame: shorten the file if that is possible, write elsewhere next time."""
         self._sealed = True
+        self.parts = []
         self.idle = True
         if self._writer is not None:
             self._writer.settle()
         try:
-            files.CALLS.truncate(self._append_fd, at)
+            files.CALLS.truncate(self._append_fd, self._newest().end)
         except OSError:
             return
 
@@ -275,6 +316,16 @@ class Journal(Segments):
     def spare_bytes(self) -> int:
         """In files of folded segments, kept for those to come."""
         return self._spares.bytes
+
+    @property
+    def staging_bytes(self) -> int:
+        """Of memory for frames on their way to disk."""
+        return self._staging.bytes.size
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Of parts whose commit is to come."""
+        return sum(part.frame.frame_bytes for part in self.parts)
 
     @property
     def used(self) -> int:
@@ -339,6 +390,7 @@ class Journal(Segments):
         if self._pending is not None:  # a thread may be writing to the descriptor
             self._pending.wait()
             self._pending = None
+        self._wait_for_parts()
         if self._writer is not None:
             self._writer.settle()
         self._spares.settle()
@@ -356,4 +408,5 @@ class Journal(Segments):
             except OSError:
                 continue
         self._append_fd = -1
+        self.parts = []
         self.segments.clear()

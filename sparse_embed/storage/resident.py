@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sparse_embed.kernels import records as kernels
 from sparse_embed.kernels._jit import counter_of_items, new_counter
-from sparse_embed.kernels.records import DIRTY, INFLIGHT, PINNED, REFERENCED, UNSAVED, USED
+from sparse_embed.kernels.records import DIRTY, HOT, INFLIGHT, PINNED, REFERENCED, UNSAVED, USED
 from sparse_embed.storage.budget import Budget
 from sparse_embed.storage.fresh_memory import fresh_memory
 from sparse_embed.storage.layout import Layout
@@ -165,6 +165,15 @@ class Slots:
     def _change_flags(self, slots: Int64, clear: np.uint8, put: np.uint8) -> None:
         if slots.size:
             kernels.change_flags_cpu()(self.flags, slots, clear, put)
+
+    def cold(self) -> Int64:
+        """The slots that are DIRTY and were not in the newest commit frame."""
+        slots = self.flagged()
+        cold: Int64 = slots[self.flags[slots] & HOT == 0]
+        return cold
+
+    def mark_some_written(self, slots: Int64) -> None:
+        self._change_flags(slots, DIRTY, INFLIGHT)
 
     def mark_written(self) -> None:
         kernels.mark_written_cpu()(self.flags, self.limit)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sparse_embed.device import DeviceMemory
 from sparse_embed.errors import CorruptStoreError
-from sparse_embed.kernels.records import UNSAVED
+from sparse_embed.kernels.records import DIRTY, UNSAVED
 from sparse_embed.kernels.rowio import read_records
 from sparse_embed.storage.budget import Budget, process_budget
 from sparse_embed.storage.data_file import DataFile
@@ -76,6 +76,7 @@ class RowStore:
         self.budget = process_budget() if own is None else Budget(own)
         self._committed = Places(layout.num_embeddings, self.budget)
         self._noted: list[tuple[Int64, Frame, TableSection]] = []  # not in the map yet
+        self._changed = DIRTY  # flags of rows changed since the last commit
         self._chunk = max(1, _CHUNK_BYTES // layout.record_bytes)
         self._scratch: Scratch
         self.resident: Slots
@@ -247,7 +248,15 @@ class RowStore:
 
     def take(self) -> TakenRows:
         """What the next frame must hold: resident rows first, then those in the scratch file."""
-        rows = self.resident.rows_of(self.resident.flagged())
+        return self._taken(self.resident.flagged())
+
+    def take_ahead(self) -> TakenRows:
+        """What a part written ahead of a frame holds: as `take`, but for resident rows that the
+        newest frame had.  They are likely to change once more, and would be written twice."""
+        return self._taken(self.resident.cold())
+
+    def _taken(self, slots: Int64) -> TakenRows:
+        rows = self.resident.rows_of(slots)
         spilled, scratch_slots = self._scratch.dirty()
         return TakenRows(np.concatenate([rows, spilled]) if spilled.size else rows, scratch_slots)
 
@@ -305,14 +314,25 @@ class RowStore:
 
     def mark_written(self, taken: TakenRows) -> None:
         """The frame holds what `take` listed; changes from now on belong to the next one."""
+        self._changed = DIRTY
         self.resident.mark_written()
         self._scratch.mark_written(taken.scratch_slots)
 
-    def settle(self, taken: TakenRows, frame: Frame | None, section: TableSection | None) -> None:
-        """The frame is durable at its place, or was not written (None)."""
-        self.resident.settle(frame is not None)
-        if frame is not None and section is not None:
-            self.note_frame(frame, section, taken.rows)
+    def mark_written_ahead(self, taken: TakenRows) -> None:
+        """As `mark_written`, for a part and what `take_ahead` listed."""
+        self._changed = UNSAVED
+        resident = taken.rows.size - taken.scratch_slots.size
+        self.resident.mark_some_written(self.resident.find(taken.rows[:resident]))
+        self._scratch.mark_written(taken.scratch_slots)
+
+    def settle(self) -> None:
+        """What was marked as written is durable; `note_frame` tells where."""
+        self.resident.settle(True)
+
+    def settle_failed(self) -> None:
+        """What was marked as written was not: it belongs to the next frame."""
+        self._changed = DIRTY
+        self.resident.settle(False)
 
     def note_frame(self, frame: Frame, section: TableSection, rows: Int64) -> None:
         """The newest committed versions of `rows` are in this frame."""
@@ -341,6 +361,7 @@ class RowStore:
 
     def rollback(self) -> None:
         """Forget everything since the last commit."""
+        self._changed = DIRTY
         self.resident.reset()
 
     def close(self) -> None:
@@ -358,7 +379,8 @@ class RowStore:
             "resident": resident.kind,
             "resident_capacity": resident.capacity,
             "cache_bytes": self.budget.total,
-            "changed_rows": int(resident.flagged().size) + int(self._scratch.dirty()[0].size),
+            "changed_rows": int(resident.flagged(self._changed).size)
+            + int(self._scratch.dirty(self._changed)[0].size),
             "spilled_bytes": self._scratch.nbytes,
             "rows_in_journal": self.committed.count,
         }

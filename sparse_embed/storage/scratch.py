@@ -216,11 +216,11 @@ class Scratch:
             segments = (slots - self._base) // self._per
             self._live -= np.bincount(segments, minlength=self._live.size)
 
-    def dirty(self) -> tuple[Int64, Int64]:
-        """(rows, slots) changed since the last frame, by slot."""
+    def dirty(self, want: np.uint8 = DIRTY) -> tuple[Int64, Int64]:
+        """(rows, slots) changed since the last frame, by slot; or with a flag of `want`."""
         if not self.count:
             return _NOTHING, _NOTHING
-        slots = np.flatnonzero(self._flags & DIRTY)
+        slots = np.flatnonzero(self._flags & want)
         return self._row[slots], slots
 
     def rows(self) -> Int64:

@@ -3,6 +3,7 @@
 - Segments are read in order of their numbers.  Frame numbers rise by one, digests chain.
 - A later segment whose first commit is n cuts the earlier one before n (a writer that opened an
   earlier commit, or met a failed sync, goes on in a new segment).
+- Parts count with the frame behind them.  A part is written when the commit before it is durable.
 - Reading stops at the first frame that is not whole.  That is the end of the journal when nothing
   later was ever committed; a later valid frame proves that the bytes in between were durable once,
   so then it is damage, and an error that names file and offset.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,21 @@ class Frame:
     data_at: int
     digest: int
     meta: Meta
+    parts: tuple[Frame, ...] = ()  # rows of this commit that were written ahead of it
+
+    @property
+    def pieces(self) -> tuple[Frame, ...]:
+        """All that holds rows of this commit, in order: the last version of a row counts."""
+        return (*self.parts, self)
+
+    @property
+    def end(self) -> int:
+        return align(self.at + self.frame_bytes, BLOCK)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the commit, parts included."""
+        return sum(piece.frame_bytes for piece in self.pieces)
 
 
 @dataclass
@@ -121,7 +137,7 @@ class Segments:
                 frame = known
                 if known is None or (known.segment, known.commit) != (number, commit):
                     wanted = folded_too or commit > folded
-                    frame = self._read_frame(segment, commit, self.chain, verify=wanted)
+                    frame = self._read_commit(segment, commit, self.chain, verify=wanted)
                 if frame is None:
                     if following is not None:
                         raise CorruptStoreError(
@@ -131,7 +147,7 @@ class Segments:
                         )
                     self._check_tail(segment, commit)
                     break
-                segment.end = align(frame.at + frame.frame_bytes, BLOCK)
+                segment.end = frame.end
                 self.chain = frame.digest
                 if commit > folded:
                     frames.append(frame)
@@ -149,7 +165,7 @@ class Segments:
         for number in sorted(headers, reverse=True):
             segment = self.segments[number]
             first = segment.header.first_commit
-            frame = self._read_frame(segment, first, segment.header.chain, verify=first > folded)
+            frame = self._read_commit(segment, first, segment.header.chain, verify=first > folded)
             if frame is not None:
                 return frame
             self._check_tail(segment, first)
@@ -187,12 +203,27 @@ class Segments:
             self.segments[number] = Segment(header, fd, BLOCK, size)
         return headers
 
-    def _read_frame(self, segment: Segment, commit: int, chain: int, verify: bool) -> Frame | None:
-        """The frame at the segment's end so far, or None when no whole, valid frame is there."""
-        fd, at = segment.fd, segment.end
-        header = FrameHeader.decode(os.pread(fd, HEADER, at))
-        if header is None or header.commit != commit or header.chain != chain:
-            return None
+    def _read_commit(self, segment: Segment, commit: int, chain: int, verify: bool) -> Frame | None:
+        """The frame behind the segment's end so far with the parts before it, or None when they are
+        not all there, whole and valid."""
+        at, parts = segment.end, list[Frame]()
+        while True:
+            header = FrameHeader.decode(os.pread(segment.fd, HEADER, at))
+            if header is None or header.commit != commit or header.chain != chain:
+                return None
+            frame = self._read_frame(segment, at, header, verify)
+            if frame is None or not header.part:
+                return frame and replace(frame, parts=tuple(parts))
+            if not segment.header.parts:
+                return None
+            parts.append(frame)
+            at, chain = frame.end, frame.digest
+
+    def _read_frame(
+        self, segment: Segment, at: int, header: FrameHeader, verify: bool
+    ) -> Frame | None:
+        """A frame, or a part, by its header, or None when it is not whole or not valid."""
+        fd, commit = segment.fd, header.commit
         if header.salt != segment.header.salt or at + header.frame_bytes > segment.size:
             return None
         tail_at = at + header.frame_bytes - TRAILER
@@ -204,7 +235,9 @@ class Segments:
             return None
         if verify and self._digest(fd, at, tail_at, header.salt) != digest:
             return None
-        encoded = files.read_exact(fd, header.meta_bytes, at + HEADER, "journal")
+        encoded = os.pread(fd, header.meta_bytes, at + HEADER)
+        if len(encoded) != header.meta_bytes:  # a writer has given it up meanwhile
+            return None
         try:
             meta = Meta.decode(encoded, header.frame_bytes)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):

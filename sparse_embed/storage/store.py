@@ -37,8 +37,7 @@ from sparse_embed.errors import (
     StoreFailedError,
 )
 from sparse_embed.kernels._jit import guard_fork
-from sparse_embed.storage import files, fold, manifest
-from sparse_embed.storage.budget import process_budget
+from sparse_embed.storage import ahead, files, fold, manifest
 from sparse_embed.storage.checkpoint import Fold
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.frame import plan
@@ -48,7 +47,7 @@ from sparse_embed.storage.rows import RowStore, TakenRows
 from sparse_embed.storage.segments import Frame
 
 log = logging.getLogger("sparse_embed")
-_STAGING = 64 << 20  # a commit that does not wait stages at least this much
+Int64 = NDArray[np.int64]
 
 
 @dataclass
@@ -66,9 +65,16 @@ class _Flight:
     """A commit between `commit(wait=False)` and its end."""
 
     pending: PendingCommit
+    ahead: tuple[ahead.Part, ...]
     taken: dict[str, TakenRows]
     state: CommitState
     arrays: dict[str, NDArray[Any]]
+
+    def notes(self) -> Iterator[tuple[Frame, str, Int64]]:
+        """(piece of the frame, table, rows that it holds), in the order in which they count."""
+        for part in self.ahead:
+            yield from ((part.pending.frame, name, its.rows) for name, its in part.taken.items())
+        yield from ((self.pending.frame, name, its.rows) for name, its in self.taken.items())
 
 
 class StoreCore:
@@ -90,6 +96,7 @@ class StoreCore:
         self.committed_arrays: dict[str, NDArray[Any]] = {}
         self.frames: list[Frame] = []
         self.flight: _Flight | None = None
+        self.window = ahead.Window()
         self.running_fold: Fold | None = None
         self.directory: files.Directory | None = None
         self.journal: Journal | None = None
@@ -157,14 +164,18 @@ class StoreCore:
             rows = RowStore(layout, file, self.journal, self.path, size, False, memory)
             self.tables[name] = TableCore(entry, rows)
         for frame in self.frames:
-            for name, section in frame.meta.tables.items():
-                core = self.tables.get(name)
-                if core is None or section.record_bytes != core.rows.layout.record_bytes:
-                    raise CorruptStoreError(
-                        errno.EIO, f"commit {frame.commit} names table {name!r} wrongly"
-                    )
-                core.rows.note_frame(frame, section, self.journal.indices(frame, section))
+            for piece in frame.pieces:
+                self._note(self.journal, piece)
         self._restore_state()
+
+    def _note(self, journal: Journal, frame: Frame) -> None:
+        for name, section in frame.meta.tables.items():
+            core = self.tables.get(name)
+            if core is None or section.record_bytes != core.rows.layout.record_bytes:
+                raise CorruptStoreError(
+                    errno.EIO, f"commit {frame.commit} names table {name!r} wrongly"
+                )
+            core.rows.note_frame(frame, section, journal.indices(frame, section))
 
     def _restore_state(self) -> None:
         for name, core in self.tables.items():
@@ -197,6 +208,7 @@ class StoreCore:
                     )
                 self.finish_flight(wait=False)
                 fold.finish_fold(self, wait=False)
+                ahead.look(self)
                 for core in self.tables.values():
                     core.rows.prepare()
             if write and self.read_only is not None:
@@ -221,6 +233,7 @@ class StoreCore:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Around a change of rows: all of it happens, or the store is failed."""
+        ahead.before_step(self)
         self.failed = "an update was interrupted"
         try:
             yield
@@ -273,6 +286,7 @@ class StoreCore:
             for name, taken in flight.taken.items():
                 self.tables[name].rows.mark_written(taken)
             self.flight = flight
+            self.window = ahead.next_window(self, flight.pending, wait)
             self.failed = None
             number = flight.pending.frame.commit
             if wait:
@@ -280,6 +294,7 @@ class StoreCore:
             return number
 
     def _launch(self, journal: Journal, wait: bool) -> _Flight:
+        written = ahead.join(self)
         taken = {name: core.rows.take() for name, core in self.tables.items()}
         state = CommitState(
             {name: (core.step, core.lr) for name, core in self.tables.items()},
@@ -299,9 +314,8 @@ class StoreCore:
             for name, rows in taken.items():
                 self.tables[name].rows.fill(writer, rows)
 
-        staging = max(_STAGING, process_budget().total // 3)
-        pending = journal.append(meta, encoded, frame_bytes, fill, wait, staging)
-        return _Flight(pending, taken, state, arrays)
+        pending = journal.append(meta, encoded, frame_bytes, fill, wait, ahead.staging_limit())
+        return _Flight(pending, written, taken, state, arrays)
 
     def finish_flight(self, wait: bool) -> None:
         """Take over the outcome of a commit in flight; raises its error."""
@@ -316,15 +330,17 @@ class StoreCore:
         error = flight.pending.error
         if error is not None:
             journal.abandon(flight.pending)
-            for name, taken in flight.taken.items():
-                self.tables[name].rows.settle(taken, None, None)
+            for name in flight.taken:
+                self.tables[name].rows.settle_failed()
             self.flight = None
             self.failed = interrupted
             raise error
         frame = flight.pending.frame
         journal.settle(flight.pending)
-        for name, taken in flight.taken.items():
-            self.tables[name].rows.settle(taken, frame, frame.meta.tables[name])
+        for name in flight.taken:
+            self.tables[name].rows.settle()
+        for piece, name, rows in flight.notes():
+            self.tables[name].rows.note_frame(piece, piece.meta.tables[name], rows)
         if frame not in self.frames[-1:]:
             self.frames.append(frame)
         self.settled_commit = frame.commit
@@ -358,7 +374,7 @@ class StoreCore:
         with self.lock:
             if self.failed is not None or any(core.rows.busy for core in self.tables.values()):
                 return True  # and what was interrupted must not be looked at
-            if self.flight is not None:
+            if self.flight is not None or self.window.parts:
                 return True
             now = {name: (core.step, core.lr) for name, core in self.tables.items()}
             then = {name: self.committed.tables.get(name) for name in self.tables}
@@ -384,6 +400,7 @@ class StoreCore:
             if self.journal is not None:
                 self.journal.abandon_unowned()
             self.failed = "a rollback was interrupted"
+            ahead.begin_again(self)
             for core in self.tables.values():
                 core.rows.rollback()
             self._restore_state()
@@ -403,6 +420,7 @@ class StoreCore:
             problem: BaseException | None = None
             try:
                 self.finish_flight(wait=True)
+                ahead.give_up(self)
                 if checkpoint_first and self.mode == "r+" and self.read_only is None:
                     if self.path is not None and self.failed is None and self.has_changes():
                         log.warning(
@@ -481,6 +499,7 @@ class StoreCore:
             self.closed = None  # memory is copied on write: the child has a table of its own
             return
         self.flight = self.running_fold = None  # their threads live in the parent
+        self.window = ahead.Window()
         fds = [self.lock_fd, *([self.directory.fd] if self.directory else [])]
         fds += [core.rows.file.fd for core in self.tables.values() if core.rows.file is not None]
         if self.journal is not None:

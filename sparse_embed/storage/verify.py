@@ -70,7 +70,8 @@ def _open_data(core: StoreCore, name: str) -> DataFile:
 def _rescan(core: StoreCore, journal: Journal, now: manifest.Manifest) -> list[Frame]:
     """Read and check every frame of the journal again, from disk."""
     frames = journal.scan(now.folded, core.settled_commit, folded_too=True)
-    for frame in (*journal.folded_frames, *frames):
+    every = (*journal.folded_frames, *frames)
+    for frame in (piece for commit in every for piece in commit.pieces):
         for name, section in frame.meta.tables.items():
             rows = journal.indices(frame, section)
             limit = core.manifest.tables[name].num_embeddings

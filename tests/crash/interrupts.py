@@ -56,15 +56,16 @@ def _train(store: se.Store, rng: np.random.Generator) -> None:
 
 
 def _count_down(rng: np.random.Generator) -> None:
-    """Interrupt in 0 to 30 ms, and each second after: Python drops one that falls in a __del__."""
+    """Interrupt in 0 to 100 ms, and each second after: Python drops one that falls in a __del__."""
     global armed
     armed = True
-    seconds = float(rng.choice([0.002, 0.01, 0.03]) * rng.random() + 1e-5)
+    seconds = float(rng.choice([0.002, 0.01, 0.03, 0.1]) * rng.random() + 1e-5)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
 
 
 def _interrupted(store: se.Store, rng: np.random.Generator) -> bool:
     global armed
+    store._core.window.expected = 4  # steps: as if the last commit had had so many and been large
     try:
         _count_down(rng)
         _train(store, rng)
@@ -97,7 +98,16 @@ def run(path: Path, rounds: int, seed: int) -> dict[str, Any]:
     store.checkpoint()
     signal.signal(signal.SIGALRM, _interrupt)
     mismatches: list[str] = []
-    interrupted = failed = reopened = commits = 0
+    interrupted = failed = reopened = commits = parts = 0
+    append = journal.Journal.append
+
+    def counted(self: Any, *args: Any, **keywords: Any) -> Any:
+        nonlocal parts
+        pending = append(self, *args, **keywords)
+        parts += pending in self.parts
+        return pending
+
+    journal.Journal.append = counted  # type: ignore[method-assign]
     began = time.monotonic()
     for n in range(rounds):
         faulthandler.dump_traceback_later(_HUNG, exit=True)  # a deadlock says where
@@ -132,6 +142,7 @@ def run(path: Path, rounds: int, seed: int) -> dict[str, Any]:
         "interrupted": interrupted,
         "failed_stores": failed,
         "commits": commits,
+        "parts_written_ahead": parts,
         "steps": steps,
         "reopened": reopened,
         "mismatches": mismatches,

@@ -36,7 +36,7 @@ import numba
 import numpy as np
 
 import sparse_embed as se
-from sparse_embed.storage import journal, resident
+from sparse_embed.storage import ahead, journal, resident
 from tests.crash.workload import SMALL_MACHINE, Twin, create, open_store, picture, step, steps_done
 
 PHASES = [
@@ -45,6 +45,7 @@ PHASES = [
     "updating",
     "evicting",
     "committing",
+    "writing ahead",
     "folding",
     "closing",
     "reading",
@@ -86,6 +87,15 @@ class Child:
             self.phase[0] = before
 
         resident.IndexedSlots._evict = watched  # type: ignore[method-assign]
+        write = ahead._write
+
+        def watched_too(core: Any, window: Any) -> None:
+            before = self.phase[0]
+            self.enter("writing ahead")
+            write(core, window)
+            self.phase[0] = before
+
+        ahead._write = watched_too
         if self.rng.random() < 0.15:
             self.read()
         else:

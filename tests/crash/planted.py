@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
-from sparse_embed.storage import checkpoint, files, frame, journal
+from sparse_embed.storage import checkpoint, files, fold, frame, journal, rows, segments
 from tests.crash.disk import RecordingCalls
 
 
@@ -174,4 +175,76 @@ def names_of_files_not_synced() -> Iterator[None]:
             plain(self)
 
     with mock.patch.object(files.Directory, "sync", sync):
+        yield
+
+
+@contextmanager
+def parts_believed_without_their_frame() -> Iterator[None]:
+    plain = segments.Segments._read_commit
+
+    def read(self: Any, segment: Any, commit: int, chain: int, verify: bool) -> Any:
+        found = plain(self, segment, commit, chain, verify)
+        parts: tuple[Any, ...] = ()
+        at = segment.end
+        while found is None:
+            header = frame.FrameHeader.decode(os.pread(segment.fd, frame.HEADER, at))
+            part = header and header.part and (header.commit, header.chain) == (commit, chain)
+            piece = self._read_frame(segment, at, header, verify) if part else None
+            if piece is None:
+                break
+            parts = (*parts, piece)
+            at, chain = piece.end, piece.digest
+        return replace(parts[-1], parts=parts[:-1]) if parts else found
+
+    with mock.patch.object(segments.Segments, "_read_commit", read):
+        yield
+
+
+@contextmanager
+def a_frame_whose_chain_skips_a_part() -> Iterator[None]:
+    """The second piece of a commit, and each one after it, follows what the first one did."""
+    first: dict[tuple[int, int], int] = {}
+    plain = frame.FrameHeader
+
+    def header(commit: int, size: int, meta: int, chain: int, salt: int, part: bool) -> Any:
+        return plain(commit, size, meta, first.setdefault((salt, commit), chain), salt, part)
+
+    with mock.patch.object(journal, "FrameHeader", header):
+        yield
+
+
+@contextmanager
+def flags_cleared_with_parts_given_up() -> Iterator[None]:
+    with mock.patch.object(rows.RowStore, "settle_failed", rows.RowStore.settle):
+        yield
+
+
+@contextmanager
+def parts_in_segments_of_version_1() -> Iterator[None]:
+    plain = journal.Journal._begin_segment
+
+    def begin(self: Any, size: int, parts: bool) -> None:
+        plain(self, size, parts=False)
+
+    with mock.patch.object(journal.Journal, "_begin_segment", begin):
+        yield
+
+
+@contextmanager
+def parts_left_behind_in_a_full_segment() -> Iterator[None]:
+    """Their frame goes to the next one, when a checkpoint has sealed theirs."""
+
+    def seal(self: Any) -> None:
+        self._sealed = True
+
+    def choose(self: Any, size: int, part: bool) -> None:
+        newest = self.segments.get(self._number)
+        if self._sealed or (part and newest is not None and not newest.header.parts):
+            self._begin_segment(size, parts=part)
+
+    with (
+        mock.patch.object(journal.Journal, "seal", seal),
+        mock.patch.object(journal.Journal, "_choose_segment", choose),
+        mock.patch.object(fold.ahead, "give_up"),
+    ):
         yield

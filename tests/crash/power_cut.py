@@ -2,11 +2,12 @@
 
     python tests/crash/power_cut.py --cuts 500 --seed 1
 
-A run trains two tables and an array through commits (waited for and not), spills, checkpoints
-(asked for and in the background), rollbacks, returns to earlier commits, reopenings, and deaths of
-the process at a random call.  Every image that disk.py makes of a cut must open at a commit: the
-last one acknowledged before the cut, or one that was on its way then, bit for bit as a twin in
-memory that was never cut.  It is trained on, and every third recovery is recorded and cut again.
+A run trains two tables and an array through commits (waited for, written ahead, and not), spills,
+checkpoints (asked for and in the background), rollbacks, returns to earlier commits, reopenings,
+and deaths of the process at a random call.  Every image that disk.py makes of a cut must open at a
+commit: the last one acknowledged before the cut, or one that was on its way then, bit for bit as a
+twin in memory that was never cut.  It is trained on, and every third recovery is recorded and cut
+again.
 
 Prints what was really visited, and fails when that was too little.
 """
@@ -78,6 +79,8 @@ class Counts:
     trained_on: int = 0
     commits: int = 0
     commits_not_waited: int = 0
+    commits_written_ahead: int = 0
+    parts_given_up: int = 0
     checkpoints: int = 0
     background_checkpoints: int = 0
     spilling_steps: int = 0
@@ -120,6 +123,26 @@ def small_machine() -> Iterator[None]:
         for owner, attribute, value in SMALL_MACHINE:
             stack.enter_context(mock.patch.object(owner, attribute, value))
         stack.enter_context(mock.patch.object(journal, "SEGMENT_BYTES", 40_000))
+        yield
+
+
+@contextmanager
+def counted_parts(counts: Counts) -> Iterator[None]:
+    """Count the commits that were written ahead, and what was given up."""
+    settle, abandon = journal.Journal.settle, journal.Journal._abandon
+
+    def settled(self: Any, pending: Any) -> None:
+        counts.commits_written_ahead += bool(pending.frame.parts)
+        settle(self, pending)
+
+    def abandoned(self: Any) -> None:
+        counts.parts_given_up += len(self.parts)
+        abandon(self)
+
+    with (
+        mock.patch.object(journal.Journal, "settle", settled),
+        mock.patch.object(journal.Journal, "_abandon", abandoned),
+    ):
         yield
 
 
@@ -478,7 +501,7 @@ def explore(
     """Recorded runs, each cut `cuts_a_run` times."""
     rng = np.random.default_rng(seed)
     counts = Counts()
-    with small_machine(), counted_folds(counts):
+    with small_machine(), counted_folds(counts), counted_parts(counts):
         while counts.cuts < cuts:
             with tempfile.TemporaryDirectory(dir=folder) as name:
                 work = Path(name)
@@ -508,6 +531,8 @@ def visited_enough(counts: Counts, cuts: int) -> bool:
     """Without this a harness whose runs die early would find no failures either."""
     return (
         counts.commits > cuts // 5
+        and counts.commits_written_ahead > 0
+        and counts.parts_given_up > 0
         and counts.checkpoints > 0
         and counts.background_checkpoints > 0
         and counts.reused_segment_files > 0

@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from sparse_embed.storage import fold, journal, resident
+from sparse_embed.storage import ahead, fold, journal, resident
 from sparse_embed.storage.journal import Journal
 from tests.crash.workload import (
     FEW_SLOTS,
@@ -31,6 +31,7 @@ from tests.crash.workload import (
     Twin,
     create,
     open_store,
+    part_is_due,
     picture,
     step,
     steps_done,
@@ -76,6 +77,8 @@ def run(path: Path, row_reads: int, seed: int, seconds: float = 600) -> dict[str
     resident._SMALLEST = FEW_SLOTS
     fold._JOURNAL_BUDGET = 1 << 20  # so much may be kept of files that are used again
     limit, fold._LIMIT = fold._LIMIT, float("inf")
+    rule = ahead.WORTH, ahead._GAIN, ahead._due
+    ahead.WORTH, ahead._GAIN, ahead._due = 0, 0.0, part_is_due
     Journal.used = property(lambda self: 1 << 40)  # type: ignore[assignment]
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -84,7 +87,7 @@ def run(path: Path, row_reads: int, seed: int, seconds: float = 600) -> dict[str
     process = context.Process(target=_read, args=(str(path), there, seed))
     process.start()
     there.close()
-    n = reads = 0
+    n = reads = ahead_of = 0
     commits = {0}
     folded: set[int] = set()
     began = time.monotonic()
@@ -92,6 +95,7 @@ def run(path: Path, row_reads: int, seed: int, seconds: float = 600) -> dict[str
         while reads < row_reads and time.monotonic() - began < seconds:
             n += 1
             step(store, n)
+            ahead_of += len(store._core.window.parts) > 0
             if rng.random() < 0.7:
                 commits.add(n)  # before: the reader may see it at once
                 store.commit(wait=bool(rng.random() < 0.5))
@@ -112,6 +116,7 @@ def run(path: Path, row_reads: int, seed: int, seconds: float = 600) -> dict[str
         fold._LIMIT = limit
         Journal.used = size  # type: ignore[method-assign]
         journal.WORTH = worth
+        ahead.WORTH, ahead._GAIN, ahead._due = rule
     reads, opens, seen = found
     twin = Twin()
     wrong = [at for at in sorted(seen) if at not in commits or seen[at] != {twin.picture(at)}]
@@ -122,6 +127,7 @@ def run(path: Path, row_reads: int, seed: int, seconds: float = 600) -> dict[str
         "mismatches": wrong,
         "steps": n,
         "commits": len(commits) - 1,
+        "steps_with_parts": ahead_of,
         "checkpoints": len(folded) - 1,
         "seconds": round(time.monotonic() - began, 1),
     }

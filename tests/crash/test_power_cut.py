@@ -20,6 +20,7 @@ def test_a_few_dozen_cuts():
     assert counts.cuts == 60
     assert counts.second_cuts >= 15
     assert counts.commits >= 20
+    assert counts.commits_written_ahead >= 5
     assert counts.checkpoints + counts.background_checkpoints >= 3
     assert counts.spilling_steps >= 10
     assert len(counts.states) >= 10
@@ -31,6 +32,8 @@ def test_five_hundred_cuts():
     assert counts.failures == []
     assert counts.background_checkpoints >= 20
     assert counts.checkpoints >= 20
+    assert counts.commits_written_ahead >= 50
+    assert counts.parts_given_up >= 20
     assert len(counts.states) >= 100
     assert sum(counts.kills.values()) >= 20
 
@@ -51,6 +54,7 @@ def _marks(event: Event) -> bool:
     return event.kind in ("make", "sync", "mark")
 
 
+AHEAD = {"step": 0.6, "checkpoint": 0.15}
 LONG_LIVED = {"commit": 2.0, "checkpoint": 0.0, "reopen": 0.0, "rewind": 0.0}
 
 
@@ -73,6 +77,11 @@ LONG_LIVED = {"commit": 2.0, "checkpoint": 0.0, "reopen": 0.0, "rewind": 0.0}
             _removals,
             {"rewind": 0.3, "checkpoint": 0.2},
         ),
+        (planted.parts_believed_without_their_frame, RecordingCalls, _marks, AHEAD),
+        (planted.a_frame_whose_chain_skips_a_part, RecordingCalls, None, AHEAD),
+        (planted.flags_cleared_with_parts_given_up, RecordingCalls, None, AHEAD),
+        (planted.parts_in_segments_of_version_1, RecordingCalls, None, AHEAD),
+        (planted.parts_left_behind_in_a_full_segment, RecordingCalls, None, AHEAD),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )

@@ -14,11 +14,19 @@ from pathlib import Path
 import numpy as np
 
 import sparse_embed as se
-from sparse_embed.storage import bulk, fold, frame, frame_writer, journal, resident, scratch
+from sparse_embed.storage import ahead, bulk, fold, frame, frame_writer, journal, resident, scratch
 
 SHAPES = {"users": (700, 4), "items": (300, 8)}  # records of 48 bytes and of 64
 CACHE = {"users": 1, "items": 1 << 20}  # users: the fewest slots there may be, so rows spill
 FEW_SLOTS = 48
+
+
+def part_is_due(window: ahead.Window) -> bool:
+    """Far more parts than the rule would make: before every second change of rows, up to three."""
+    due = window.steps % 2 == 1 and len(window.parts) < 3
+    return due and all(part.pending.done for part in window.parts)
+
+
 SMALL_MACHINE = (  # as (owner, attribute, value): all that large stores do happens in small ones
     (resident, "_SMALLEST", FEW_SLOTS),  # rows that leave memory
     (scratch, "_SEGMENT_BYTES", 256),  # to a file that is tidied, and often
@@ -32,6 +40,9 @@ SMALL_MACHINE = (  # as (owner, attribute, value): all that large stores do happ
     (bulk, "LEAST", 0),  # checkpoints that move many records at once
     (bulk, "WINDOW", 4 * 4096),
     (journal, "WORTH", 0),  # files of segments that are used again
+    (ahead, "WORTH", 0),  # commits that are written ahead
+    (ahead, "_GAIN", 0.0),
+    (ahead, "_due", part_is_due),
 )
 
 

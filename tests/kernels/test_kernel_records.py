@@ -8,11 +8,14 @@ from sparse_embed.kernels.checksum import xxh64_cpu
 from sparse_embed.kernels.records import (
     DIRTY,
     FLAGS_A_CHUNK,
+    HOT,
     INFLIGHT,
     UNSAVED,
     count_flagged_cpu,
     gather_blocks_cpu,
+    mark_written_cpu,
     select_flagged_cpu,
+    settle_cpu,
 )
 
 
@@ -29,6 +32,23 @@ def test_flagged_slots(limit):
         ends, words = np.cumsum(counts), flags[: flags.size // 8 * 8].view(np.uint64)
         select_flagged_cpu()(flags, words, want, ends, new_counter(), slots)
         assert np.array_equal(slots, np.flatnonzero(flags[:limit] & want))
+
+
+def test_the_life_of_flags():
+    """DIRTY, then INFLIGHT and HOT; then as before, or without the mark."""
+    flags = np.arange(256, dtype=np.uint8)
+    before = flags.copy()
+    mark_written_cpu()(flags, 255)
+    dirty = before & DIRTY
+    said = (before & ~np.uint8(DIRTY | HOT)) | np.where(dirty != 0, INFLIGHT | HOT, 0)
+    assert np.array_equal(flags[:255], said[:255])
+    assert flags[255] == 255
+    for put, durable in ((DIRTY, False), (np.uint8(0), True)):
+        settled = flags.copy()
+        settle_cpu()(settled, 255, put)
+        had = (flags & INFLIGHT) != 0
+        wanted = (flags & ~INFLIGHT) | np.where(had & (not durable), DIRTY, 0)
+        assert np.array_equal(settled[:255], wanted[:255])
 
 
 @pytest.mark.parametrize("width", [8, 24, 192, 1024])
