@@ -10,9 +10,9 @@ of that, if the disk is idle.  Not where the last commit was small, nor where it
 the disk is busy there.
 
 What: rows that changed since the last commit, but for those that its own frame had.  These change
-often, and whatever changes after it was written is written again.  With 4096 x 32 Zipf(1.05) ids
-that is 6 % more bytes with a commit every 10 steps and 10 % every 100; of all rows it would be 21
-and 33 %.
+often, and whatever changes after it was written is written again.  Counted with 4096 x 32
+Zipf(1.05) ids and two parts a commit: 6 % more bytes with one every 10 steps and 10 % every 100; of
+all rows it would be 21 and 33 %.
 
 A part costs the step before which it is made what `commit(wait=False)` would: gathering its rows.
 A commit that is waited for does that while the disk writes, so it pays only where the disk takes
