@@ -166,7 +166,7 @@ def _of_any_dim() -> list[Entry]:
         ("side_by_side", many.arrange_columns_cuda(True), (F1, F2, I1, I1, I1)),
         ("apart", many.arrange_columns_cuda(False), (F1, F2, I1, I1, I1)),
         ("sample_pairs", pairs.sample_pairs_cuda(), (u8, u8, u8, C1, C1, I1, I1)),
-        ("mark_taken", pairs.mark_taken_cuda(), (i8, I1, I2, I1, C1, B1, u8, B2)),
+        ("mark_taken", pairs.mark_taken_cuda(), (i8, I1, I2, I1, C1, B1, B2)),
         ("repeat", pairs.repeat_cuda(), (I1, I1)),
         ("take_floats", records.take_cuda(), (F1, I1, F1)),
         ("scale_columns", bpr.scale_columns_cuda(), (F2, F2)),

@@ -16,28 +16,13 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def taken():
-    """Users who took much, little, all items but one."""
-    rng = np.random.default_rng(3)
-    matrix = rng.random((9, 12)) < 0.3
-    matrix[4] = True
-    matrix[4, 7] = False
-    matrix[5] = False
-    rows, columns = (part.astype(np.int32) for part in np.nonzero(matrix))
-    indptr = np.append(0, np.cumsum(matrix.sum(axis=1))).astype(np.int64)
-    shift = np.uint64(64 - 9)
-    bits = np.zeros(2**9 // 8, np.uint8)
-    interactions.filter_cpu()(rows, columns, shift, bits)
-    thresholds = rng.integers(0, 2**32, 12).astype(np.uint64)
-    alias = (thresholds << np.uint64(32)) | rng.integers(0, 12, 12).astype(np.uint64)
-    return rows, columns, indptr, rng.permutation(100)[:12].astype(np.int64), alias, bits, shift
-
-
-def test_shared_negatives(memory, taken):
+def test_shared_negatives(memory):
     from sparse_embed.kernels.cuda import sampling
 
-    alias, head = taken[4], (np.uint64(99), np.uint64(2**40))
+    rng = np.random.default_rng(3)
+    thresholds = rng.integers(0, 2**32, 12).astype(np.uint64)
+    alias = (thresholds << np.uint64(32)) | rng.integers(0, 12, 12).astype(np.uint64)
+    head = (np.uint64(99), np.uint64(2**40))
     expected = np.empty(70, np.int64)
     interactions.sample_shared_cpu()(*head, alias, new_counter(), expected)
     found = memory.empty(70, np.int64)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
 import struct
+import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -328,3 +332,37 @@ def test_a_context_that_cannot_be_left_is_an_error_of_cuda(recorded, monkeypatch
     with pytest.raises(DeviceError, match="cuCtxPopCurrent"):
         memory.launch("kernel", 1, 1)
     assert memory._chosen.depth == 0
+
+
+def test_threads_that_want_the_same_kernel_prepare_it_once(monkeypatch):
+    """Numba fails where two threads load a module at once ("key already in dictionary")."""
+    made, inside, together = [], [], []
+
+    class Slow:
+        def __init__(self, kernel, args):
+            inside.append(self)
+            together.append(len(inside))
+            time.sleep(0.05)
+            inside.remove(self)
+            made.append(kernel)
+
+        def start(self, blocks, threads, stream, words):
+            made.append((blocks, threads, stream, words))
+
+    monkeypatch.setattr(_driver, "Launcher", Slow)
+    monkeypatch.setattr(_driver, "cuda", SimpleNamespace(gpus={0: contextlib.nullcontext()}))
+    card = object.__new__(_driver.Card)
+    card.index = 0
+    kernels = [SimpleNamespace(launchers={}) for _ in range(2)]
+    threads = [
+        threading.Thread(target=card.launch, args=(kernels[i % 2], 3, 64, 0, (np.int64(i),)))
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [1, 1]
+    assert [made.count(kernel) for kernel in kernels] == [1, 1]
+    started = sorted(what[3] for what in made if isinstance(what, tuple))
+    assert started == [[np.int64(i)] for i in range(8)]

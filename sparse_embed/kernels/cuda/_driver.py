@@ -27,6 +27,7 @@ _SLOTS = 1024
 _NO_TIMING, _NON_BLOCKING = 2, 1
 _OUT_OF_MEMORY = 2
 _ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+_PREPARING = threading.Lock()
 
 
 class _Block:
@@ -267,8 +268,16 @@ class Card:
                 kinds.append(kind)
                 words.append(value)
         key = tuple(kinds)
-        ready = kernel.launchers.get(key)
-        if ready is None:
-            with cuda.gpus[self.index]:
-                ready = kernel.launchers[key] = Launcher(kernel, args)
+        ready = kernel.launchers.get(key) or self._prepare(kernel, key, args)
         ready.start(blocks, threads, stream, words)
+
+    def _prepare(self, kernel: Any, key: Any, args: Any) -> Launcher:
+        """The kernel for these arguments; threads that want the same one wait for each other, for
+        Numba fails where two load a module at once."""
+        with _PREPARING:
+            ready = kernel.launchers.get(key)
+            if ready is None:
+                with cuda.gpus[self.index]:
+                    ready = kernel.launchers[key] = Launcher(kernel, args)
+            found: Launcher = ready
+            return found
