@@ -6,11 +6,14 @@ runs, or the one who waits, and then it never does.
 
 Nor can `threading.Event` tell of the end: its methods take a lock in Python code, and an interrupt
 in there leaves it taken for ever (2 of 50 runs of tests/crash/interrupts.py hung).  Here two
-attributes decide, each set in one step; a lock only wakes who waits.
+attributes decide, each set in one step; a lock only wakes who waits.  `threading.Thread.start`
+waits for such an Event, too: an interrupt in there came out as a RuntimeError (once in some 12,000
+rounds).  Hence the plain thread.
 """
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Callable
 from typing import Literal
@@ -21,9 +24,8 @@ _LOOK = 0.05  # seconds between two looks of one whose wake-up call an interrupt
 class Background:
     """Runs `work` once: in a thread (`start`) or here (`run`)."""
 
-    def __init__(self, name: str, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], None]) -> None:
         self.in_thread = False
-        self._name = name
         self._work = work
         self._here = False
         self._launched = False
@@ -40,7 +42,7 @@ class Background:
     def start(self) -> None:
         """Let a thread do it."""
         self.in_thread = True
-        threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        _thread.start_new_thread(self._run, ())
         self._launched = True
 
     def _run(self) -> None:

@@ -264,7 +264,7 @@ class Fold:
         self._source = source
         self._files = data_files
         self._arrays = arrays
-        self._background = Background("sparse_embed-fold", self._work)
+        self._background = Background(self._work)
 
     def run(self) -> None:
         """Fold, here."""

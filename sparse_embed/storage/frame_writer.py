@@ -167,7 +167,7 @@ class FrameWriter:
     def _send(self) -> None:
         """Hand what is filled to a thread and go on with another chunk, once one is free."""
         while len(self._threads) < WRITERS:
-            thread = Background("sparse_embed-journal", self._drain)
+            thread = Background(self._drain)
             self._threads.append(thread)
             thread.start()
         self._queue.put((self._begin, self._filled, self._at + self._sent))

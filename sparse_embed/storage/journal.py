@@ -50,7 +50,7 @@ class PendingCommit:
         )
         self.digest = 0
         self._finish = finish
-        self._background = Background("sparse_embed-commit", self._work)
+        self._background = Background(self._work)
 
     def _work(self) -> None:
         try:

@@ -73,7 +73,7 @@ class Spares:
     def discard(self) -> None:
         """Remove what was rejected, in a thread; while one is at it, the next one will."""
         if self._leaving and (self._removal is None or self._removal.done):
-            self._removal = Background("sparse_embed-room", self._leave)
+            self._removal = Background(self._leave)
             self._removal.start()
 
     def settle(self) -> bool:
