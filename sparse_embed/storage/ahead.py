@@ -43,7 +43,14 @@ _FIRST, _NEXT = 2 / 3, 2 / 5  # of the steps that were left before, when a part 
 _GAIN = 1.5  # times as long as gathering them must the disk take for the bytes of a part
 _COST = 0.2e-9  # seconds a byte that gathering takes, as long as nobody knows
 _FORGET = 0.9  # what is known of it loses weight where it was too much, to be tried again
+_SHARE, _LITTLE = 4, 1 << 20  # of the memory for rows a part may take so much; little ones are free
 _STAGING = 64 << 20  # what is written by a thread may stage at least this much
+
+
+def _room(core: StoreCore) -> int:
+    """Bytes that a part may have: it is staged beside the rows, whose memory is bounded."""
+    budgets = {id(table.rows.budget): table.rows.budget.total for table in core.tables.values()}
+    return max(_LITTLE, sum(budgets.values()) // _SHARE)
 
 
 def staging_limit() -> int:
@@ -127,7 +134,7 @@ def _write(core: StoreCore, window: Window) -> None:
         table = core.tables[name]
         sizes[name] = (table.step, table.lr, its.rows.size, table.rows.layout.record_bytes)
     meta, encoded, frame_bytes = plan(sizes, {}, {})
-    if frame_bytes < WORTH:
+    if not WORTH <= frame_bytes <= _room(core):
         window.expected = 0
         return
 
