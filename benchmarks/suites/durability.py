@@ -9,11 +9,13 @@ part, and rows that change again are written twice: what is allowed counts the b
 that does not wait has written in the same round.  Stalls are the seconds that calls of `commit`
 took.
 
-"ceiling: X" is what X could take at best, of what the same round measured: who waits, if all were
-written ahead, training or the disk, whichever is longer, at the rate of new files or of "again", as
-the bytes were written.  Who does not wait has training with the copies of what changed (the first
-commit of the block waits for nothing else) or the disk, whichever is longer, and then the last
-commit, which no training hides.
+"ceiling: X" is what X could take at best, of what the same round measured: training and a copy of
+the records of each commit, or the disk, whichever is longer.  Records that training changes must be
+copied before it goes on; this copy is made by the kernels in C, without a checksum and with nothing
+beside it.  The disk is taken at the rate of new files or of "again", as the bytes were written, and
+what no training can hide, of the last commit or of each that is waited for, is left out.
+
+"disk held to": the same on a slower disk, by writes that are held back; no checkpoint runs beside.
 
 Each block comes twice.  By itself: everything is folded before, untimed, all of the journal's files
 are kept, and the journal may grow until the block is over.  "checkpoints beside": as by default, so
@@ -30,7 +32,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,9 @@ import numpy as np
 
 import sparse_embed as se
 from benchmarks import tables
+from benchmarks.ceilings import Ceilings, best_distance
 from benchmarks.harness import Case, Disagreement, Settings
+from benchmarks.held_back import held_to
 from benchmarks.workloads import Workload, zipf_rows
 from sparse_embed.storage import fold
 from sparse_embed.storage.checkpoint import Fold
@@ -49,9 +53,10 @@ ABOUT = "training with a commit every n steps; commit against table size; recove
 CHUNK = 8 << 20
 _BATCHES = 500  # distinct ones; longer blocks go round
 _LONGEST = 1000  # steps without commits; the time of a longer block is a multiple
-_WAIT, _GO = "commit()", "commit(wait=False)"
+_NONE, _WAIT, _GO = "no commits", "commit()", "commit(wait=False)"
 _BESIDE, _ON = ", checkpoints beside", ", going on"
 _ALLOWED, _CEILING = "allowed for ", "ceiling: "
+_RATES = (0.5e9, 1e9)  # bytes a second that the disk is held to
 _ALL = 1 << 50
 
 
@@ -159,6 +164,24 @@ class Trainer:
             "staging_bytes": int(core.journal._staging.bytes.size),
         }
 
+    def seconds_to_copy(self, every: int) -> float:
+        """For a byte of the records that so many steps change, by a kernel in C."""
+        rows = np.unique(np.concatenate(self.batches[:every]))[: 1 << 20]
+        resident = self.table._core.tables["rows"].rows.resident
+        records, slots, bags = resident.records, resident.find(rows), np.arange(rows.size + 1)
+        ceilings = Ceilings(records.shape[1], se.get_num_threads())
+
+        def copy(ahead: int) -> object:
+            return ceilings.gather_sum(records, slots, bags, ahead=ahead)
+
+        ahead = best_distance(copy, tries=1)
+        seconds = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            copy(ahead)
+            seconds.append(time.perf_counter() - begin)
+        return float(np.median(seconds)) / (rows.size * records.shape[1] * 4)
+
     def settle(self, empty: bool = False) -> None:
         """Between blocks, not timed: everything durable, no checkpoint running any more.
 
@@ -208,73 +231,97 @@ def training(folder: Path, workload: Workload, plans: list[Plan], trial: int) ->
         trainer.block(min(longest.steps // 3, _LONGEST), min(longest.every, _LONGEST), False)
     for plan in plans:
         case = Case(plan.name(workload), ours=None)
+        copy = trainer.seconds_to_copy(plan.every)
         found: dict[str, list[dict[str, Any]]] = {}
         disks = []
         for turn in range(plan.rounds):
             trainer.settle(empty=True)
             disks.append(Disk.measured(folder, trial))
-            half = min(plan.steps, _LONGEST) // 2
-            plain = trainer.block(half, 0, True)["seconds"]
-            for name in (_WAIT, _GO) if turn % 2 else (_GO, _WAIT):
-                with _journal_may_have(_ALL):
-                    trainer.settle(empty=True)
-                    alone = trainer.block(plan.steps, plan.every, name == _WAIT)
-                found.setdefault(name, []).append(alone)
-                trainer.settle()
-                beside = trainer.block(plan.steps, plan.every, name == _WAIT)
-                trainer.settle()  # and what a checkpoint took is known
-                found.setdefault(name + _BESIDE, []).append(beside)
-            plain += trainer.block(half, 0, True)["seconds"]
-            case.samples.setdefault("no commits", []).append(plain * plan.steps / (2 * half))
-        if plan.steps > _LONGEST:
-            times = plan.steps / _LONGEST
-            case.facts["no commits"] = f"{times:g} times a block of {_LONGEST} steps"
-        case.facts["disk MB/s, new file"] = [disk.new / 1e6 for disk in disks]
-        case.facts["disk MB/s, again"] = [disk.again / 1e6 for disk in disks]
-        for name in (_WAIT, _WAIT + _BESIDE):
-            for one, plain in zip(found[name], found[_GO], strict=True):
-                one["needed"] = min(one["needed"], plain["needed"])
-        for name, blocks in found.items():
-            _hold(case, name, blocks, disks)
-            case.facts[name] = _facts(case, name, blocks, disks)
+            with _plain(trainer, plan, case):
+                for name in (_WAIT, _GO) if turn % 2 else (_GO, _WAIT):
+                    found.setdefault(name, []).append(_alone(trainer, plan, name))
+                    trainer.settle()
+                    beside = trainer.block(plan.steps, plan.every, name == _WAIT)
+                    trainer.settle()  # and what a checkpoint took is known
+                    found.setdefault(name + _BESIDE, []).append(beside)
+        _hold(case, found, disks, copy)
         if found[_GO][0]["going on"]:
-            _hold_going_on(case, found[_GO], disks, 1 - plan.every / plan.steps)
+            _hold_going_on(case, found[_GO], disks, copy, 1 - plan.every / plan.steps)
         yield case
+        for rate in _RATES:
+            yield _held(trainer, plan, workload, rate, disks[-1], copy)
     _check(trainer)
 
 
-def _hold(case: Case, name: str, blocks: list[dict[str, Any]], disks: list[Disk]) -> None:
+def _held(
+    trainer: Trainer, plan: Plan, workload: Workload, rate: float, disk: Disk, copy: float
+) -> Case:
+    """One round with a slower disk, without checkpoints."""
+    case = Case(f"{plan.name(workload)}, disk held to {rate / 1e9:g} GB/s", ours=None)
+    found = {}
+    with _plain(trainer, plan, case):
+        for name in (_GO, _WAIT):
+            found[name] = [_alone(trainer, plan, name, rate)]
+    _hold(case, found, [Disk(min(rate, disk.new), min(rate, disk.again))], copy)
+    return case
+
+
+@contextmanager
+def _plain(trainer: Trainer, plan: Plan, case: Case) -> Iterator[None]:
+    """Half of the steps without commits before what is in here, half of them behind."""
+    half = min(plan.steps, _LONGEST) // 2
+    seconds = trainer.block(half, 0, True)["seconds"]
+    yield
+    seconds += trainer.block(half, 0, True)["seconds"]
+    case.samples.setdefault(_NONE, []).append(seconds * plan.steps / (2 * half))
+    if plan.steps > _LONGEST:
+        case.facts[_NONE] = f"{plan.steps / _LONGEST:g} times a block of {_LONGEST} steps"
+
+
+def _alone(trainer: Trainer, plan: Plan, name: str, rate: float = 0.0) -> dict[str, Any]:
+    """A block with no checkpoint in it; `rate`: that the disk is held to."""
+    with _journal_may_have(_ALL):
+        trainer.settle(empty=True)
+        with held_to(rate) if rate else nullcontext():
+            return trainer.block(plan.steps, plan.every, name == _WAIT)
+
+
+def _hold(
+    case: Case, found: dict[str, list[dict[str, Any]]], disks: list[Disk], copy: float
+) -> None:
     """The seconds of each round; of blocks without checkpoints also what is allowed, and could be
-    reached."""
-    case.samples[name] = [one["seconds"] for one in blocks]
-    if name.endswith(_BESIDE):
-        return
-    allowed, ceiling = [], []
-    for plain, one, disk in zip(case.samples["no commits"], blocks, disks, strict=True):
-        sizes, again = one["sizes"], one["again"]
-        allowed.append(max(plain, one["needed"] / disk.new))
-        if name == _WAIT:
-            ceiling.append(max(plain, disk.seconds(one["needed"], again)))
+    reached.  `copy`: seconds for a byte of records."""
+    case.facts["disk MB/s, new file"] = [disk.new / 1e6 for disk in disks]
+    case.facts["disk MB/s, again"] = [disk.again / 1e6 for disk in disks]
+    case.facts["copy of records in C, GB/s"] = 1e-9 / copy
+    for name, blocks in found.items():
+        waiting = name in (_WAIT, _WAIT + _BESIDE)
+        for one, plain in zip(blocks, found[_GO], strict=True):
+            one["needed"] = min(one["needed"], plain["needed"]) if waiting else one["needed"]
+        case.samples[name] = [one["seconds"] for one in blocks]
+        case.facts[name] = _facts(case, name, blocks, disks)
+        if name.endswith(_BESIDE):
             continue
-        copies = len(sizes) * one["stalls"][0]
-        beside = max(plain + copies, disk.seconds(sum(sizes[:-1]), again))
-        ceiling.append(beside + disk.seconds(sizes[-1], again))
-    case.samples[_ALLOWED + name] = allowed
-    case.samples[_CEILING + name] = ceiling
+        allowed, ceiling = [], []
+        for seconds, one, disk in zip(case.samples[_NONE], blocks, disks, strict=True):
+            size = one["needed"]
+            allowed.append(max(seconds, size / disk.new))
+            ceiling.append(max(seconds + size * copy, disk.seconds(size, one["again"])))
+        case.samples[_ALLOWED + name] = allowed
+        case.samples[_CEILING + name] = ceiling
 
 
 def _hold_going_on(
-    case: Case, blocks: list[dict[str, Any]], disks: list[Disk], share: float
+    case: Case, blocks: list[dict[str, Any]], disks: list[Disk], copy: float, share: float
 ) -> None:
     """The same for the part between the first commit and the last, with this share of the steps."""
     name = _GO + _ON
     case.samples[name] = [one["going on"] for one in blocks]
     allowed, ceiling = [], []
-    for plain, one, disk in zip(case.samples["no commits"], blocks, disks, strict=True):
-        size, count = sum(one["sizes"][:-1]), len(one["sizes"]) - 1
+    for plain, one, disk in zip(case.samples[_NONE], blocks, disks, strict=True):
+        size = sum(one["sizes"][:-1])
         allowed.append(max(share * plain, size / disk.new))
-        copies = count * one["stalls"][0]
-        ceiling.append(max(share * plain + copies, disk.seconds(size, one["again"])))
+        ceiling.append(max(share * plain + size * copy, disk.seconds(size, one["again"])))
     case.samples[_ALLOWED + name] = allowed
     case.samples[_CEILING + name] = ceiling
 
@@ -284,7 +331,7 @@ def _facts(
 ) -> dict[str, Any]:
     stalls = [stall for one in blocks for stall in one["stalls"]]
     sizes = [sum(one["sizes"]) for one in blocks]
-    plain = case.samples["no commits"]
+    plain = case.samples[_NONE]
     disk = [one["needed"] / of.new for one, of in zip(blocks, disks, strict=True)]
     folds = set[Fold]().union(*(one["folds"] for one in blocks))
     facts = {
