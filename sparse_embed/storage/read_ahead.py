@@ -9,28 +9,38 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparse_embed.kernels.rowio import advise_serial
+from sparse_embed.storage.background import Background
 
 Int64 = NDArray[np.int64]
 HAS_ADVICE = sys.platform.startswith("linux")
 
 
-def read_ahead(places: list[tuple[int, Int64]], record_bytes: int) -> threading.Thread:
+def read_ahead(places: list[tuple[int, Int64]], record_bytes: int) -> Background:
     """Start asking for records at (descriptor, byte offsets); returns at once."""
-    own = [(os.dup(fd), np.sort(offsets)) for fd, offsets in places]
+    own: list[tuple[int, Int64]] = []
 
     def ask() -> None:
-        for fd, offsets in own:
+        while own:
+            fd, offsets = own.pop()
             try:
                 advise_serial()(fd, offsets, record_bytes)
             finally:
                 os.close(fd)
 
-    thread = threading.Thread(target=ask, name="sparse_embed read-ahead", daemon=True)
-    thread.start()
+    thread = Background(ask)
+    try:
+        for fd, offsets in places:
+            offsets = np.sort(offsets)
+            own.append((os.dup(fd), offsets))
+        thread.start()
+    except BaseException:
+        if thread.done:  # it never began
+            while own:
+                os.close(own.pop()[0])
+        raise
     return thread

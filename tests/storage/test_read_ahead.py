@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import threading
 
 import numpy as np
 import pytest
 
 import sparse_embed as se
 from sparse_embed.storage import read_ahead, rows
+from sparse_embed.storage.background import Background
 
 ROWS, DIM, BATCH = 3000, 16, 200
 
@@ -38,11 +39,11 @@ def test_results_are_the_same(tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="posix_fadvise")
 def test_asks_for_what_is_on_disk_and_moves_nothing(tmp_path, monkeypatch):
-    asked = []
+    asked, threads = [], []
 
     def note(places, record_bytes):
         asked.extend(offsets for _, offsets in places)
-        return read_ahead.read_ahead(places, record_bytes)
+        threads.append(read_ahead.read_ahead(places, record_bytes))
 
     monkeypatch.setattr(rows, "read_ahead", note)
     with se.EmbeddingTable.create(
@@ -58,9 +59,29 @@ def test_asks_for_what_is_on_disk_and_moves_nothing(tmp_path, monkeypatch):
         asked.clear()
         table.prefetch(np.arange(2000, 2100), wait=False)  # never written: holes
         assert not asked
-    for thread in threading.enumerate():
-        if thread.name == "sparse_embed read-ahead":
-            thread.join()
+    for thread in threads:
+        thread.wait()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="posix_fadvise")
+def test_an_interrupted_start_leaves_no_descriptor(tmp_path, monkeypatch):
+    """Whether the thread began or not, its descriptors are closed, once."""
+    (tmp_path / "f").write_bytes(bytes(8192))
+    start = Background.start
+    with open(tmp_path / "f", "rb") as file:
+        for begun in (False, True):
+
+            def interrupted(thread, begun=begun):
+                if begun:
+                    start(thread)
+                    thread.wait()
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(Background, "start", interrupted)
+            open_before = sorted(os.listdir("/proc/self/fd"))
+            with pytest.raises(KeyboardInterrupt):
+                read_ahead.read_ahead([(file.fileno(), np.array([0, 4096]))], 64)
+            assert sorted(os.listdir("/proc/self/fd")) == open_before
 
 
 def test_in_memory_there_is_nothing_to_do():
