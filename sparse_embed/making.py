@@ -15,8 +15,8 @@ from sparse_embed.errors import ArgumentError
 from sparse_embed.initializers import Initializer, Uniform
 from sparse_embed.optim import Optimizer
 from sparse_embed.storage import opening
-from sparse_embed.storage.manifest import TableEntry, is_table_name
-from sparse_embed.storage.store import StoreCore, TableCore, copy_metadata
+from sparse_embed.storage.manifest import TableEntry, copy_metadata, is_table_name
+from sparse_embed.storage.store import StoreCore, TableCore
 
 
 def make_entry(

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from sparse_embed.storage import files, manifest
 from sparse_embed.storage.data_file import DataFile
-from sparse_embed.storage.manifest import CommitState, TableEntry, file_name
+from sparse_embed.storage.manifest import CommitState, TableEntry, copy_metadata, file_name
 from sparse_embed.storage.opening import destroy
-from sparse_embed.storage.store import StoreCore, copy_metadata
+from sparse_embed.storage.store import StoreCore
 
 Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
 _ROWS = 1 << 10  # put at a time; every table can hold that many in memory

@@ -11,9 +11,9 @@ from sparse_embed.storage import checkpoint, files, lock, manifest
 from sparse_embed.storage.data_file import DataFile
 from sparse_embed.storage.fold import finish_fold
 from sparse_embed.storage.frame import segment_name
-from sparse_embed.storage.manifest import file_name
+from sparse_embed.storage.manifest import copy_metadata, file_name
 from sparse_embed.storage.opening import create_store, destroy
-from sparse_embed.storage.store import StoreCore, copy_metadata
+from sparse_embed.storage.store import StoreCore
 
 _ROWS = 1 << 10  # copied at a time; every table can hold that many in memory
 

@@ -24,8 +24,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from sparse_embed.dtypes import FLOAT32, ROUNDINGS, STATES, STORED, Precision
-from sparse_embed.errors import CorruptStoreError, NotAStoreError, UnsupportedVersionError
+from sparse_embed.errors import (
+    ArgumentError,
+    CorruptStoreError,
+    NotAStoreError,
+    UnsupportedVersionError,
+)
 from sparse_embed.storage.files import Directory
 from sparse_embed.storage.layout import Layout
 
@@ -100,6 +107,26 @@ class CommitState:
     def to_dict(self) -> dict[str, Any]:
         tables = {name: {"step": step, "lr": lr} for name, (step, lr) in self.tables.items()}
         return {"tables": tables, "metadata": self.metadata}
+
+
+def copy_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A deep copy of plain JSON data; ArgumentError when it is something else."""
+    try:
+        copied = json.loads(json.dumps(metadata, allow_nan=False, default=_plain_number))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"metadata: expected what JSON can hold (strings, numbers, lists, dicts), {error}"
+        ) from None
+    if not isinstance(copied, dict):
+        raise ArgumentError(f"metadata: expected a dict, got {type(metadata).__name__}")
+    return copied
+
+
+def _plain_number(value: object) -> object:
+    """NumPy's scalars count as numbers: a loss is often one."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"got {type(value).__name__}")
 
 
 @dataclass(frozen=True)

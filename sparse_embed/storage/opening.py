@@ -20,9 +20,9 @@ from sparse_embed.errors import (
 from sparse_embed.storage import checkpoint, files, lock, manifest
 from sparse_embed.storage.frame import segment_number
 from sparse_embed.storage.journal import Journal
-from sparse_embed.storage.manifest import CommitState, Manifest, file_name
+from sparse_embed.storage.manifest import CommitState, Manifest, copy_metadata, file_name
 from sparse_embed.storage.spares import is_spare_name
-from sparse_embed.storage.store import StoreCore, copy_metadata
+from sparse_embed.storage.store import StoreCore
 
 
 def in_memory(metadata: dict[str, Any]) -> StoreCore:

@@ -1,7 +1,7 @@
 """A store: tables and arrays that commit together.  The protocol of DESIGN lives here.
 
 open       store.json, then every valid frame of the journal; no row is read
-commit     one frame, one fdatasync (journal.py); rows stay in memory, now clean
+commit     one frame, one fdatasync (flight.py, journal.py); rows stay in memory, now clean
 checkpoint fold the journal into the data files (checkpoint.py)
 rollback   forget what memory holds; the next read finds the last commit
 
@@ -37,13 +37,18 @@ from sparse_embed.errors import (
     StoreFailedError,
 )
 from sparse_embed.kernels._jit import guard_fork
-from sparse_embed.storage import ahead, files, fold, manifest
+from sparse_embed.storage import ahead, files, flight, fold, manifest
 from sparse_embed.storage.checkpoint import Fold
 from sparse_embed.storage.data_file import DataFile
-from sparse_embed.storage.frame import plan
-from sparse_embed.storage.journal import Journal, PendingCommit
-from sparse_embed.storage.manifest import CommitState, Manifest, TableEntry, file_name
-from sparse_embed.storage.rows import RowStore, TakenRows
+from sparse_embed.storage.journal import Journal
+from sparse_embed.storage.manifest import (
+    CommitState,
+    Manifest,
+    TableEntry,
+    copy_metadata,
+    file_name,
+)
+from sparse_embed.storage.rows import RowStore
 from sparse_embed.storage.segments import Frame
 
 log = logging.getLogger("sparse_embed")
@@ -58,23 +63,6 @@ class TableCore:
     rows: RowStore
     step: int = 0
     lr: float = 0.0
-
-
-@dataclass
-class _Flight:
-    """A commit between `commit(wait=False)` and its end."""
-
-    pending: PendingCommit
-    ahead: tuple[ahead.Part, ...]
-    taken: dict[str, TakenRows]
-    state: CommitState
-    arrays: dict[str, NDArray[Any]]
-
-    def notes(self) -> Iterator[tuple[Frame, str, Int64]]:
-        """(piece of the frame, table, rows that it holds), in the order in which they count."""
-        for part in self.ahead:
-            yield from ((part.pending.frame, name, its.rows) for name, its in part.taken.items())
-        yield from ((self.pending.frame, name, its.rows) for name, its in self.taken.items())
 
 
 class StoreCore:
@@ -95,7 +83,7 @@ class StoreCore:
         self.committed = CommitState()
         self.committed_arrays: dict[str, NDArray[Any]] = {}
         self.frames: list[Frame] = []
-        self.flight: _Flight | None = None
+        self.flight: flight.Flight | None = None
         self.window = ahead.Window()
         self.running_fold: Fold | None = None
         self.directory: files.Directory | None = None
@@ -263,92 +251,11 @@ class StoreCore:
     def commit(self, wait: bool) -> int:
         """Make everything since the last commit durable; returns the commit's number."""
         with self.using(write=True):
-            if self.directory is None:
-                copy_metadata(self.metadata)
-                self.settled_commit += 1
-                return self.settled_commit
-            journal = self.journal
-            assert journal is not None
-            self.finish_flight(wait=True)
-            for core in self.tables.values():
-                assert core.rows.file is not None
-                core.rows.file.check()
-            try:
-                flight = self._launch(journal, wait)
-            except OSError as error:
-                if error.errno != errno.ENOSPC or self.running_fold is None:
-                    raise
-                fold.finish_fold(self, wait=True)  # it gives the room of what it folds back
-                journal.remove_spares()
-                flight = self._launch(journal, wait)
-            # Interrupted from here on, memory and flags may disagree: only rollback helps then.
-            self.failed = "a commit was interrupted"
-            for name, taken in flight.taken.items():
-                self.tables[name].rows.mark_written(taken)
-            self.flight = flight
-            self.window = ahead.next_window(self, flight.pending, wait)
-            self.failed = None
-            number = flight.pending.frame.commit
-            if wait:
-                self.finish_flight(wait=True)
-            return number
-
-    def _launch(self, journal: Journal, wait: bool) -> _Flight:
-        written = ahead.join(self)
-        taken = {name: core.rows.take() for name, core in self.tables.items()}
-        state = CommitState(
-            {name: (core.step, core.lr) for name, core in self.tables.items()},
-            copy_metadata(self.metadata),
-        )
-        arrays = {name: np.array(array, order="C") for name, array in self.arrays.items()}
-        sizes = {
-            name: (core.step, core.lr, taken[name].rows.size, core.rows.layout.record_bytes)
-            for name, core in self.tables.items()
-        }
-        meta, encoded, frame_bytes = plan(sizes, arrays, state.metadata)
-
-        def fill(writer: Any) -> None:
-            for array in arrays.values():
-                writer.put(array.reshape(-1).view(np.uint8) if array.size else b"")
-                writer.pad(64)
-            for name, rows in taken.items():
-                self.tables[name].rows.fill(writer, rows)
-
-        pending = journal.append(meta, encoded, frame_bytes, fill, wait, ahead.staging_limit())
-        return _Flight(pending, written, taken, state, arrays)
+            return flight.commit(self, wait)
 
     def finish_flight(self, wait: bool) -> None:
         """Take over the outcome of a commit in flight; raises its error."""
-        flight = self.flight
-        if flight is None or not (wait or flight.pending.done):
-            return
-        journal = self.journal
-        assert journal is not None
-        flight.pending.wait()
-        # Interrupted from here on, it stays failed; rollback then does all of this once more.
-        interrupted, self.failed = self.failed, "a commit was interrupted"
-        error = flight.pending.error
-        if error is not None:
-            journal.abandon(flight.pending)
-            for name in flight.taken:
-                self.tables[name].rows.settle_failed()
-            self.flight = None
-            self.failed = interrupted
-            raise error
-        frame = flight.pending.frame
-        journal.settle(flight.pending)
-        for name in flight.taken:
-            self.tables[name].rows.settle()
-        for piece, name, rows in flight.notes():
-            self.tables[name].rows.note_frame(piece, piece.meta.tables[name], rows)
-        if frame not in self.frames[-1:]:
-            self.frames.append(frame)
-        self.settled_commit = frame.commit
-        self.committed = flight.state
-        self.committed_arrays = flight.arrays
-        self.flight = None
-        self.failed = interrupted
-        fold.fold_in_background(self)
+        flight.finish(self, wait)
 
     def flight_state(self, number: int) -> str:
         """ "durable", "pending" or "failed" for a commit number that `commit` returned."""
@@ -511,28 +418,6 @@ class StoreCore:
             except OSError:
                 continue
         self.lock_fd = -1
-
-
-def copy_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    """A deep copy of plain JSON data; ArgumentError when it is something else."""
-    import json
-
-    try:
-        copied = json.loads(json.dumps(metadata, allow_nan=False, default=_plain_number))
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"metadata: expected what JSON can hold (strings, numbers, lists, dicts), {error}"
-        ) from None
-    if not isinstance(copied, dict):
-        raise ArgumentError(f"metadata: expected a dict, got {type(metadata).__name__}")
-    return copied
-
-
-def _plain_number(value: object) -> object:
-    """NumPy's scalars count as numbers: a loss is often one."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"got {type(value).__name__}")
 
 
 def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
