@@ -17,6 +17,7 @@ from sparse_embed.errors import (
     CorruptStoreError,
     StoreError,
 )
+from sparse_embed.kernels._jit import guard_fork
 from sparse_embed.storage import checkpoint, files, lock, manifest
 from sparse_embed.storage.frame import segment_number
 from sparse_embed.storage.journal import Journal
@@ -112,12 +113,14 @@ def open_store(path: Path, mode: str, at_commit: int | None) -> StoreCore:
             manifest.read(directory)  # is it a store at all, before a lock file is made
             if mode == "r+":
                 _take_writer_lock(core)
+                guard_fork()  # the kernels take the journal's digests
                 _load(core, at_commit)
                 assert core.journal is not None
                 core.journal.make_durable()
                 core.journal.may_reuse = partial(lock.no_readers, core.lock_fd)
                 _remove_strays(core)
             else:
+                guard_fork()
                 _load_as_reader(core, at_commit)
     except BaseException:
         core.release()

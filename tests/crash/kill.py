@@ -200,8 +200,6 @@ def run(
     Goes on (up to 20 times as many) until children acknowledged `least_acknowledged` commits: on a
     machine that still compiles, the first ones are killed before they come to any.
     """
-    if forked is None:
-        forked = numba.threading_layer() == "tbb" if _threads_started() else True
     rng = np.random.default_rng(seed)
     path = folder / "m"
     twin, counts, mismatches = Twin(), Counter[str](), []
@@ -222,7 +220,8 @@ def run(
         for n in range(20 * kills):
             if n >= kills and acknowledged_commits >= least_acknowledged:
                 break
-            where, told = kill_once(path, rng, phase, shared.name, forked)
+            by_fork = _survive_a_fork() if forked is None else forked
+            where, told = kill_once(path, rng, phase, shared.name, by_fork)
             counts[where] += 1
             if told[0] > kept[0]:
                 acknowledged_commits += told[0] - kept[0]
@@ -254,16 +253,17 @@ def run(
         "recovered_states": len(states),
         "newer_than_acknowledged": newer,
         "steps": kept[1],
-        "forked": forked,
+        "forked": by_fork,
         "seconds": round(time.monotonic() - began, 1),
     }
 
 
-def _threads_started() -> bool:
+def _survive_a_fork() -> bool:
+    """Do this process's kernel threads?  Asked anew each time: they start with the first kernel."""
     try:
-        return bool(numba.threading_layer())
+        return numba.threading_layer() == "tbb"
     except ValueError:
-        return False
+        return True
 
 
 def main() -> int:

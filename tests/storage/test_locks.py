@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import sparse_embed as se
+from sparse_embed.kernels import _jit
 from tests.crash.workload import Twin, create, open_store, picture, step
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
@@ -34,6 +35,14 @@ def fork(child) -> int:
     return pid
 
 
+@pytest.fixture
+def kernels_survive_a_fork():
+    """What opens a store in a child needs it."""
+    step(create(None), 1)
+    if _jit.threading_layer() == "omp":
+        pytest.skip("OpenMP does not survive a fork (`pip install tbb`)")
+
+
 def status_of(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -51,6 +60,7 @@ def test_the_second_writer_is_told_about_the_first(tmp_path):
     open_store(tmp_path / "m").close()
 
 
+@pytest.mark.usefixtures("kernels_survive_a_fork")
 def test_another_process_is_refused_and_takes_over_later(tmp_path):
     store = create(tmp_path / "m")
 
@@ -65,6 +75,24 @@ def test_another_process_is_refused_and_takes_over_later(tmp_path):
     assert status_of(fork(refused)) == 0
     store.close()
     assert status_of(fork(lambda: open_store(tmp_path / "m").close())) == 0
+
+
+@pytest.mark.parametrize("mode", ["r+", "r"])
+def test_a_child_without_threads_is_told_and_not_killed(tmp_path, monkeypatch, mode):
+    """What OpenMP does to one: opening reads the journal, which takes kernels."""
+    create(tmp_path / "m").close()
+
+    def child():
+        monkeypatch.setattr(_jit._Threads, "broken_by_fork", True)
+        try:
+            open_store(tmp_path / "m", mode)
+        except se.SparseEmbedError as error:
+            assert "forked" in str(error)  # noqa: PT017
+        else:
+            raise AssertionError
+
+    assert status_of(fork(child)) == 0
+    open_store(tmp_path / "m").close()
 
 
 def test_a_lock_file_of_a_dead_process_is_no_obstacle(tmp_path):
@@ -159,6 +187,7 @@ def test_a_handle_in_a_forked_child_does_not_lie(tmp_path):
     store.close()
 
 
+@pytest.mark.usefixtures("kernels_survive_a_fork")
 def test_a_child_may_use_its_copy_of_a_table_in_memory():
     store = create(None)
     step(store, 1)
@@ -169,8 +198,6 @@ def test_a_child_may_use_its_copy_of_a_table_in_memory():
         step(store, 2)
         assert picture(store) != expected
 
-    if "omp" in __import__("numba").threading_layer():
-        pytest.skip("OpenMP does not survive a fork")
     assert status_of(fork(child)) == 0
     assert picture(store) == expected
     store.close()
@@ -229,6 +256,7 @@ def test_readers_hold_what_they_stand_at(tmp_path):
     store.close()
 
 
+@pytest.mark.usefixtures("kernels_survive_a_fork")
 def test_a_reader_killed_does_not_hold_a_checkpoint(tmp_path):
     store = create(tmp_path / "m")
     step(store, 1)
