@@ -217,6 +217,7 @@ class Plan:
     every: int
     steps: int
     rounds: int
+    only_alone: bool = False  # neither with checkpoints beside nor with a slower disk
 
     def name(self, workload: Workload) -> str:
         return f"{workload.name}: a commit every {self.every} steps, blocks of {self.steps} steps"
@@ -241,6 +242,8 @@ def training(folder: Path, workload: Workload, plans: list[Plan], trial: int) ->
                 for name in (_WAIT, _GO) if turn % 2 else (_GO, _WAIT):
                     found.setdefault(name, []).append(_alone(trainer, plan, name))
                     trainer.settle()
+                    if plan.only_alone:
+                        continue
                     beside = trainer.block(plan.steps, plan.every, name == _WAIT)
                     trainer.settle()  # and what a checkpoint took is known
                     found.setdefault(name + _BESIDE, []).append(beside)
@@ -248,7 +251,7 @@ def training(folder: Path, workload: Workload, plans: list[Plan], trial: int) ->
         if found[_GO][0]["going on"]:
             _hold_going_on(case, found[_GO], disks, copy, 1 - plan.every / plan.steps)
         yield case
-        for rate in _RATES:
+        for rate in () if plan.only_alone else _RATES:
             yield _held(trainer, plan, workload, rate, disks[-1], copy)
     _check(trainer)
 
@@ -458,7 +461,7 @@ def run(settings: Settings) -> Iterator[Case]:
         if quick:
             plans = [Plan(5, 20, 2)]
         elif settings.long:
-            plans.append(Plan(10_000, 30_000, settings.rounds or 1))
+            plans.append(Plan(10_000, 20_000, settings.rounds or 1, only_alone=True))
         plans = [plan for plan in plans if settings.wants(plan.name(workload))]
         if plans:
             yield from training(path, workload, plans, size // 2)
