@@ -171,6 +171,17 @@ def test_nearest(run, run_json, table):
     assert "cosine" in out
 
 
+def test_nearest_says_what_it_takes(run, table):
+    code, _, err = run("nearest", table, "five")
+    assert code == 2
+    assert err.rstrip().endswith("expected row numbers, got 'five'")
+    with se.Store.open(table) as store:
+        store.metadata["model"] = {"name": "TextClassifier"}
+    code, _, err = run("nearest", table, "five")
+    assert code == 2
+    assert "this store holds a TextClassifier" in " ".join(err.split())
+
+
 def test_export_and_import(run_json, table, tmp_path):
     assert run_json("export", table, tmp_path / "x.npy")["rows"] == 10
     made = run_json("import", tmp_path / "x.npy", tmp_path / "copy")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparse_embed.store import Store
     from sparse_embed.table import EmbeddingTable
 
+_WORDS = "WordVectors"
 _STORE = click.Path(path_type=Path)
 _BLOCK_BYTES = 16 << 20
 _SHOWN_COLUMNS = 8
@@ -176,9 +177,9 @@ def nearest(
     """
     store = _open(path, as_json)
     try:
-        words = _holds_words(store) and name is None
+        words = _model(store) == _WORDS and name is None
         if not words:
-            indices = [_row_number(row) for row in rows]
+            indices = [_row_number(row, store) for row in rows]
             with waiting("searching", as_json):
                 source = _table(store, name)
                 found, scores = source.nearest(source.lookup(indices), k=k, metric=metric)
@@ -334,16 +335,21 @@ def _open(path: Path, as_json: bool) -> Store:
     return Store.open(path, mode="r")
 
 
-def _holds_words(store: Store) -> bool:
+def _model(store: Store) -> str:
+    """The kind of model that a store holds; "" for plain tables."""
     model = store.metadata.get("model")
-    return isinstance(model, dict) and model.get("name") == "WordVectors"
+    return str(model.get("name", "")) if isinstance(model, dict) else ""
 
 
-def _row_number(text: str) -> int:
+def _row_number(text: str, store: Store) -> int:
     try:
         return int(text)
     except ValueError:
-        raise click.UsageError(f"expected row numbers, got {text!r}") from None
+        model = _model(store)
+        why = f": this store holds a {model}, and only word vectors are asked for words"
+        raise click.UsageError(
+            f"expected row numbers, got {text!r}{why if model not in ('', _WORDS) else ''}"
+        ) from None
 
 
 def _table(store: Store, name: str | None) -> EmbeddingTable:
