@@ -447,7 +447,7 @@ class FactorModel(FittedModel, ABC):
                 return None
             store = Store.open(self.path, "r+", cache_bytes=self.cache_bytes, device=self.device)
             try:
-                if "model" not in store.metadata:  # killed before its first commit
+                if store.last_commit == 0:  # killed before its first commit
                     store.close(checkpoint=False)
                     self._wrote_path = True
                     return None

@@ -22,6 +22,7 @@ from sparse_embed.text.fitting import Fitting
 from sparse_embed.text.inputs import Inputs
 from sparse_embed.text.labels import Labels
 from sparse_embed.text.network import Network
+from sparse_embed.text.resuming import interrupted_store
 from sparse_embed.text.settings import Settings
 from sparse_embed.text.training import FitProgress
 
@@ -195,8 +196,9 @@ class TextClassifier(Estimator):
             eval_set: (texts, labels) to score after every epoch, for early stopping and progress;
                 labels that training does not have count as missed.
             resume: go on after the last commit of a fit that was interrupted (of a model with a
-                `path`, perhaps loaded with mode "r+"); the texts must be the same.  The result is
-                that of a fit without interruption, bit for bit.
+                `path`: this one, a new one with the same arguments, or one loaded with mode "r+");
+                the texts must be the same.  The result is that of a fit without interruption, bit
+                for bit.  With nothing at `path`, or nothing committed yet, it begins there.
             progress: called after every batch.
 
         Returns:
@@ -215,8 +217,8 @@ class TextClassifier(Estimator):
         """
         listed = as_texts(texts)
         settings = Settings.of(self, len(listed))
+        resume = resume and self._take_up(settings)
         if resume:
-            self._need_store()
             known = self._known_labels()
             targets = known.encode(labels)
         else:
@@ -237,6 +239,24 @@ class TextClassifier(Estimator):
             self._abandon()
             raise
         return self
+
+    def _take_up(self, settings: Settings) -> bool:
+        """Is there a fit to go on with, of this model or of one that was made like it?"""
+        if self._store is not None or self.path is None:
+            self._need_store()
+            return True
+        store = interrupted_store(self.path, self.cache_bytes)
+        try:
+            if store is not None:
+                _, labels = model_store.read_description(store)
+                model_store.check_same(store, settings)
+                self._attach(store, labels)
+        except BaseException:
+            if store is not None:
+                store.close(checkpoint=False)
+            raise
+        self._wrote_path = os.path.exists(self.path)
+        return store is not None
 
     def _replace_store(self, store: Store, labels: Labels) -> None:
         if self._store is not None:

@@ -16,6 +16,7 @@ import numpy as np
 from sparse_embed._typing import FloatArray, IndexArray
 from sparse_embed.errors import NotAStoreError
 from sparse_embed.store import Store
+from sparse_embed.text import resuming
 from sparse_embed.text.features import TextFeatures
 from sparse_embed.text.labels import Labels
 from sparse_embed.text.network import Shape
@@ -24,14 +25,13 @@ from sparse_embed.text.settings import Settings
 NAME = "TextClassifier"
 
 
-def describe(store: Store, settings: Settings, shape: Shape, labels: Labels) -> None:
-    """Write what `read_description` and `read_shape` need; the caller commits."""
+def arguments_of(settings: Settings) -> dict[str, Any]:
+    """The constructor's arguments as metadata has them; the optimizer is the table's."""
     features = settings.features
     weights = settings.class_weight
     if isinstance(weights, dict):
         weights = [[_json(label), float(weight)] for label, weight in weights.items()]
-    store.metadata["model"] = {
-        "name": NAME,
+    return {
         "embedding_dim": settings.embedding_dim,
         "epochs": settings.epochs,
         "batch_size": settings.batch_size,
@@ -56,10 +56,28 @@ def describe(store: Store, settings: Settings, shape: Shape, labels: Labels) -> 
         "patience": settings.patience,
         "seed": settings.seed,
     }
+
+
+def describe(store: Store, settings: Settings, shape: Shape, labels: Labels) -> None:
+    """Write what `read_description` and `read_shape` need; the caller commits."""
+    store.metadata["model"] = {"name": NAME, **arguments_of(settings)}
     store.metadata["network"] = {"outputs": shape.outputs, "loss": shape.loss}
     store.metadata["labels"] = labels.kind
     store.metadata["epochs_done"] = 0
     labels.to_arrays(store.arrays)
+
+
+def check_same(store: Store, settings: Settings) -> None:
+    """Refuse to go on with another fit.
+
+    Raises:
+        ArgumentError: an argument differs.
+    """
+    recorded = {key: value for key, value in store.metadata["model"].items() if key != "name"}
+    optimizer = {"optimizer": store.tables["words"].optimizer}
+    resuming.check_same(
+        recorded | optimizer, arguments_of(settings) | {"optimizer": settings.optimizer}
+    )
 
 
 def _json(label: Any) -> Any:

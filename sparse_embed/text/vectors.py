@@ -14,6 +14,7 @@ from sparse_embed.optim import SGD, Optimizer
 from sparse_embed.store import Store
 from sparse_embed.text import vectors_store
 from sparse_embed.text.corpus import Corpus, Vocabulary, make_vocabulary
+from sparse_embed.text.resuming import check_same, interrupted_store
 from sparse_embed.text.vectors_options import batch_tokens, check_options
 from sparse_embed.text.vectors_queries import NotFittedError, VectorQueries
 from sparse_embed.text.vectors_store import Progress
@@ -149,8 +150,10 @@ class WordVectors(VectorQueries):
             corpus: the path of a text file (words between white space; .gz, .bz2, .xz are
                 unpacked), a list of `pathlib.Path`s, or texts or lists of words in something that
                 can be iterated more than once.  Read `epochs` + 1 times, never held in memory.
-            resume: go on from the last commit of an interrupted `fit` on the same text; gives the
-                bits that it would have given.
+            resume: go on from the last commit of an interrupted `fit` on the same text (of this
+                model, of a new one with the same arguments and `path`, or of one loaded with mode
+                "r+"); gives the bits that it would have given.  With nothing at `path`, or nothing
+                committed yet, it begins there.
             progress: called after every batch.
             commit_every: tokens between commits of a model with a `path`; it commits after every
                 epoch in any case.
@@ -166,7 +169,7 @@ class WordVectors(VectorQueries):
             one is made before the first batch) and stays usable there; one in memory is gone.
         """
         source = Corpus(corpus)
-        if resume:
+        if resume and self._take_up():
             at = vectors_store.read_progress(self.store)
             if at is None or at.finished:
                 raise ArgumentError("resume: this model's last training was not interrupted")
@@ -298,6 +301,25 @@ class WordVectors(VectorQueries):
         vectors_store.write_progress(self.store, at)
         if self.path is not None:
             self.store.commit()
+
+    def _take_up(self) -> bool:
+        """Is there a fit to go on with, of this model or of one that was made like it?"""
+        if self._store is not None or self.path is None:
+            return True
+        store = interrupted_store(self.path, self.cache_bytes)
+        try:
+            if store is not None:
+                recorded = vectors_store.read_description(store)
+                recorded = {k: v for k, v in recorded.items() if k != "hash_seed"}
+                recorded["optimizer"] = store.tables["input"].optimizer
+                check_same(recorded, {**self.options, "optimizer": self.optimizer})
+                self._adopt(store)
+        except BaseException:
+            if store is not None:
+                store.close(checkpoint=False)
+            raise
+        self._wrote_path = os.path.exists(self.path)
+        return store is not None
 
     def _begin(self, vocabulary: Vocabulary) -> None:
         """A new store; a second fit replaces what the first one wrote, never what was loaded."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+import sparse_embed as se
 from sparse_embed.errors import ArgumentError, ReadOnlyError
 from sparse_embed.recommend import BPR, EarlyStopping
 from tests.recommend.test_bpr import checkerboard, digest, make
@@ -266,3 +267,12 @@ def test_scores_of_pairs(taken):
     assert np.isnan(model.score([0], [29])).all()  # never taken: no vector
     with pytest.raises(ArgumentError, match="item_ids: expected as many"):
         model.score([0, 1], [2])
+
+
+def test_resuming_leaves_a_store_of_something_else_alone(taken, tmp_path):
+    with se.EmbeddingTable.create(tmp_path / "m", num_embeddings=8, embedding_dim=4) as table:
+        table.assign([3], np.ones((1, 4), np.float32))
+    with pytest.raises(se.NotAStoreError):
+        make(epochs=1, path=tmp_path / "m").fit(taken, resume=True)
+    with se.EmbeddingTable.open(tmp_path / "m") as table:
+        assert table.lookup([3]).tolist() == [[1, 1, 1, 1]]

@@ -197,6 +197,44 @@ def test_an_interrupted_fit_is_usable_and_goes_on(tmp_path, options):
     again.close()
 
 
+def test_a_new_model_of_the_same_arguments_goes_on(tmp_path):
+    whole = rows_of(small(epochs=4).fit(TEXTS, LABELS))
+    model = small(epochs=4, path=tmp_path / "m")
+    with pytest.raises(Stop):
+        model.fit(TEXTS, LABELS, progress=stop_at(3))
+    model.close()
+    for name, other in (("seed", 5), ("lr", 0.001), ("binary", True)):
+        changed = small(epochs=4, path=tmp_path / "m", **{name: other})
+        said = "optimizer" if name == "lr" else name
+        with pytest.raises(se.ArgumentError, match=f"{said}: the fit to be resumed had"):
+            changed.fit(TEXTS, LABELS, resume=True)
+    again = small(epochs=4, path=tmp_path / "m").fit(TEXTS, LABELS, resume=True)
+    assert rows_of(again) == whole
+    again.close()
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_resuming_where_no_fit_was(tmp_path, committed):
+    """Nothing there, or nothing committed: it begins.  Somebody else's store is left alone."""
+    fresh = small(epochs=2, path=tmp_path / "fresh").fit(TEXTS, LABELS, resume=True)
+    expected = rows_of(fresh)
+    fresh.close()
+    with se.Store.create(tmp_path / "m") as store:
+        store.create_table("words", num_embeddings=8, embedding_dim=4)
+        if committed:
+            store.commit()
+        store.close(checkpoint=False)
+    model = small(epochs=2, path=tmp_path / "m")
+    if committed:
+        with pytest.raises(se.NotAStoreError, match="something else"):
+            model.fit(TEXTS, LABELS, resume=True)
+        with se.Store.open(tmp_path / "m") as store:
+            assert set(store.tables) == {"words"}
+    else:
+        assert rows_of(model.fit(TEXTS, LABELS, resume=True)) == expected
+        model.close()
+
+
 def test_interrupted_in_memory_leaves_no_model():
     model = small(epochs=4)
     with pytest.raises(Stop):

@@ -209,6 +209,22 @@ def test_interrupted_and_resumed(model, tmp_path, stop_at):
             resumed.fit(topics(), resume=True)
 
 
+def test_a_new_model_of_the_same_arguments_goes_on(model, tmp_path):
+    def stop(at):
+        if at.total and at.done > 0.5 * at.total:
+            raise _Stop
+
+    path = tmp_path / "model"
+    with WordVectors(**SMALL, path=path) as interrupted, pytest.raises(_Stop):
+        interrupted.fit(topics(), progress=stop, commit_every=128)
+    with pytest.raises(ArgumentError, match="seed: the fit to be resumed had"):
+        WordVectors(**{**SMALL, "seed": 77}, path=path).fit(topics(), resume=True)
+    with WordVectors(**SMALL, path=path).fit(topics(), resume=True) as again:
+        assert bits(again) == bits(model)
+    with WordVectors(**SMALL, path=tmp_path / "new").fit(topics(), resume=True) as fresh:
+        assert bits(fresh) == bits(model)
+
+
 def test_resuming_on_another_text_is_refused(tmp_path):
     def stop(at):
         if at.total and at.done > at.total / 2:
