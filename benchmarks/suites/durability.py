@@ -265,7 +265,8 @@ def _held(
     with _plain(trainer, plan, case):
         for name in (_GO, _WAIT):
             found[name] = [_alone(trainer, plan, name, rate)]
-    _hold(case, found, [Disk(min(rate, disk.new), min(rate, disk.again))], copy)
+    held = min(rate, disk.again)  # what it takes for new files does not show: all of them are old
+    _hold(case, found, [Disk(held, held)], copy)
     return case
 
 
