@@ -393,8 +393,10 @@ class StoreCore:
         """A store that nobody holds any more lets go of its files and its lock, as close() does
         without a checkpoint."""
         if getattr(self, "closed", "never opened") is None:
-            with suppress(Exception):
+            try:  # not `suppress`: at the end of the interpreter this module's names are gone
                 self.release()
+            except Exception:
+                return
 
     def disown(self) -> None:
         """In a forked child: close the descriptors without a word to the lock."""
