@@ -22,7 +22,7 @@ from sparse_embed.text.fitting import Fitting
 from sparse_embed.text.inputs import Inputs
 from sparse_embed.text.labels import Labels
 from sparse_embed.text.network import Network
-from sparse_embed.text.resuming import interrupted_store
+from sparse_embed.text.resuming import take_up
 from sparse_embed.text.settings import Settings
 from sparse_embed.text.training import FitProgress
 
@@ -245,18 +245,15 @@ class TextClassifier(Estimator):
         if self._store is not None or self.path is None:
             self._need_store()
             return True
-        store = interrupted_store(self.path, self.cache_bytes)
-        try:
-            if store is not None:
-                _, labels = model_store.read_description(store)
-                model_store.check_same(store, settings)
-                self._attach(store, labels)
-        except BaseException:
-            if store is not None:
-                store.close(checkpoint=False)
-            raise
+
+        def adopt(store: Store) -> None:
+            _, labels = model_store.read_description(store)
+            model_store.check_same(store, settings)
+            self._attach(store, labels)
+
+        found = take_up(self.path, self.cache_bytes, adopt)
         self._wrote_path = os.path.exists(self.path)
-        return store is not None
+        return found
 
     def _replace_store(self, store: Store, labels: Labels) -> None:
         if self._store is not None:

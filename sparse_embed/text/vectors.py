@@ -14,7 +14,7 @@ from sparse_embed.optim import SGD, Optimizer
 from sparse_embed.store import Store
 from sparse_embed.text import vectors_store
 from sparse_embed.text.corpus import Corpus, Vocabulary, make_vocabulary
-from sparse_embed.text.resuming import check_same, interrupted_store
+from sparse_embed.text.resuming import check_same, take_up
 from sparse_embed.text.vectors_options import batch_tokens, check_options
 from sparse_embed.text.vectors_queries import NotFittedError, VectorQueries
 from sparse_embed.text.vectors_store import Progress
@@ -306,20 +306,17 @@ class WordVectors(VectorQueries):
         """Is there a fit to go on with, of this model or of one that was made like it?"""
         if self._store is not None or self.path is None:
             return True
-        store = interrupted_store(self.path, self.cache_bytes)
-        try:
-            if store is not None:
-                recorded = vectors_store.read_description(store)
-                recorded = {k: v for k, v in recorded.items() if k != "hash_seed"}
-                recorded["optimizer"] = store.tables["input"].optimizer
-                check_same(recorded, {**self.options, "optimizer": self.optimizer})
-                self._adopt(store)
-        except BaseException:
-            if store is not None:
-                store.close(checkpoint=False)
-            raise
+
+        def adopt(store: Store) -> None:
+            recorded = vectors_store.read_description(store)
+            recorded = {k: v for k, v in recorded.items() if k != "hash_seed"}
+            recorded["optimizer"] = store.tables["input"].optimizer
+            check_same(recorded, {**self.options, "optimizer": self.optimizer})
+            self._adopt(store)
+
+        found = take_up(self.path, self.cache_bytes, adopt)
         self._wrote_path = os.path.exists(self.path)
-        return store is not None
+        return found
 
     def _begin(self, vocabulary: Vocabulary) -> None:
         """A new store; a second fit replaces what the first one wrote, never what was loaded."""
