@@ -83,6 +83,35 @@ void gather_sum(const float *records, int64_t stride, const int64_t *indices,
     }
 }
 
+/* out[i] = records[rows[i]], past the caches where the processor can: nobody reads it soon. */
+void copy_records(const float *records, int64_t stride, const int64_t *rows, int64_t count,
+                  float *out, int64_t ahead, int threads) {
+#ifdef __F16C__
+    const int past = ((uintptr_t)out | DIM * 4) % 32 == 0;
+#endif
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(dynamic, 256)
+        for (int64_t i = 0; i < count; i++) {
+            if (i + ahead < count)
+                for (int line = 0; line < LINES(DIM); line++)
+                    __builtin_prefetch(records + rows[i + ahead] * stride + line * 16, 0, 0);
+            const float *from = records + rows[i] * stride;
+            float *to = out + i * DIM;
+#ifdef __F16C__
+            if (past) {
+                for (int d = 0; d < DIM; d += 8) _mm256_stream_ps(to + d, _mm256_loadu_ps(from + d));
+                continue;
+            }
+#endif
+            memcpy(to, from, DIM * 4);
+        }
+#ifdef __F16C__
+        _mm_sfence();
+#endif
+    }
+}
+
 /* A float16 as float32, where the processor has no instruction for it: subnormal numbers by
    counting their units, the others by moving the exponent. */
 static inline float from_half(uint16_t h) {

@@ -127,6 +127,18 @@ class Ceilings:
         )  # fmt: skip
         return out
 
+    def copy_records(self, records: Floats, rows: Ints, out: Floats, ahead: int = 4) -> None:
+        """out[i] = records[rows[i]]"""
+        if self._c is None:
+            from benchmarks import ceilings_numba
+
+            ceilings_numba.copy_records(records, rows, out)
+            return
+        self._c.copy_records(
+            _at(records), _INT(records.strides[0] // 4), _at(rows), _INT(len(rows)), _at(out),
+            _INT(ahead), self._threads,
+        )  # fmt: skip
+
     def gather_narrow(
         self, dtype: str, records: Floats, indices: Ints, offsets: Ints, ahead: int = 16
     ) -> Floats | None:

@@ -19,6 +19,13 @@ def _copy(to, source):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True)
+def _copy_records(records, rows, out):  # type: ignore[no-untyped-def]
+    for i in prange(rows.size):
+        for d in range(out.shape[1]):
+            out[i, d] = records[rows[i], d]
+
+
+@njit(parallel=True)
 def _gather_sum(records, indices, offsets, weights, mean, out):  # type: ignore[no-untyped-def]
     for b in prange(out.shape[0]):
         total = np.float32(0)
@@ -97,6 +104,10 @@ def _sum_runs(grad, bags, order, starts, unique, sums):  # type: ignore[no-untyp
 
 def copy(to: Floats, source: Floats) -> None:
     _copy(to.reshape(-1), source.reshape(-1))
+
+
+def copy_records(records: Floats, rows: Ints, out: Floats) -> None:
+    _copy_records(records, rows, out)
 
 
 def gather_sum(

@@ -9,11 +9,9 @@ part, and rows that change again are written twice: what is allowed counts the b
 that does not wait has written in the same round.  Stalls are the seconds that calls of `commit`
 took.
 
-"ceiling: X" is what X could take at best, of what the same round measured: training and a copy of
-the records of each commit, or the disk, whichever is longer.  Records that training changes must be
-copied before it goes on; this copy is made by the kernels in C, without a checksum and with nothing
-beside it.  The disk is taken at the rate of new files or of "again", as the bytes were written, and
-what no training can hide, of the last commit or of each that is waited for, is left out.
+"ceiling: X" is the same block with commits that do nothing but copy the changed records, by a
+kernel in C, write and sync them (bare_commits.py): records that training changes must be copied
+before it goes on, and writing takes memory's time and the processors' from training.
 
 "disk held to": the same on a slower disk, by writes that are held back; no checkpoint runs beside.
 
@@ -41,7 +39,7 @@ import numpy as np
 
 import sparse_embed as se
 from benchmarks import tables
-from benchmarks.ceilings import Ceilings, best_distance
+from benchmarks.bare_commits import BareCommits
 from benchmarks.harness import Case, Disagreement, Settings
 from benchmarks.held_back import held_to
 from benchmarks.workloads import Workload, zipf_rows
@@ -164,23 +162,33 @@ class Trainer:
             "staging_bytes": int(core.journal._staging.bytes.size),
         }
 
-    def seconds_to_copy(self, every: int) -> float:
-        """For a byte of the records that so many steps change, by a kernel in C."""
-        rows = np.unique(np.concatenate(self.batches[:every]))[: 1 << 20]
-        resident = self.table._core.tables["rows"].rows.resident
-        records, slots, bags = resident.records, resident.find(rows), np.arange(rows.size + 1)
-        ceilings = Ceilings(records.shape[1], se.get_num_threads())
+    def bare_block(self, bare: BareCommits, steps: int, every: int, wait: bool) -> dict[str, Any]:
+        """As `block`, by commits as bare as can be."""
+        windows = {}  # rows that change up to a commit, by the batch that follows
+        for n in range(self.at + every, self.at + steps + 1, every):
+            if n % len(self.batches) not in windows:
+                changed = np.zeros(self.table.num_embeddings, bool)
+                for at in range(n - every, n):
+                    changed[self.batches[at % len(self.batches)]] = True
+                windows[n % len(self.batches)] = np.flatnonzero(changed)
+        largest = max(rows.size for rows in windows.values())
+        staging = self.table._core.journal._staging.reserve(bare.room(largest))
+        begin = time.perf_counter()
+        ends = []
+        for n in range(1, steps + 1):
+            self.step()
+            if n % every == 0:
+                bare.commit(windows[self.at % len(self.batches)], staging, wait)
+                ends.append(time.perf_counter())
+        bare.settle()
+        return {"seconds": time.perf_counter() - begin, "going on": ends[-1] - ends[0]}
 
-        def copy(ahead: int) -> object:
-            return ceilings.gather_sum(records, slots, bags, ahead=ahead)
-
-        ahead = best_distance(copy, tries=1)
-        seconds = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            copy(ahead)
-            seconds.append(time.perf_counter() - begin)
-        return float(np.median(seconds)) / (rows.size * records.shape[1] * 4)
+    def bare_commits(self, path: Path, size: int) -> BareCommits:
+        """Of this table."""
+        records = self.table._core.tables["rows"].rows.resident.records
+        bare = BareCommits(path, size, records, se.get_num_threads())
+        bare.prepare(self.table._core.journal._staging.reserve(CHUNK))
+        return bare
 
     def settle(self, empty: bool = False) -> None:
         """Between blocks, not timed: everything durable, no checkpoint running any more.
@@ -191,6 +199,7 @@ class Trainer:
         fold.finish_fold(self.table._core, wait=True)
         if empty:
             self.table.checkpoint()
+        self.table.commit()  # of nothing: what it expects of the next one is nothing, too
 
 
 @dataclass(frozen=True)
@@ -204,10 +213,6 @@ class Disk:
     def measured(folder: Path, size: int) -> Disk:
         new, again = sequential_write(folder / "x", size)
         return Disk(size / sum(new), size / sum(again))
-
-    def seconds(self, size: int, again: float) -> float:
-        """Of a share of `again` in the bytes."""
-        return size * ((1 - again) / self.new + again / self.again)
 
 
 @dataclass(frozen=True)
@@ -230,9 +235,9 @@ def training(folder: Path, workload: Workload, plans: list[Plan], trial: int) ->
     longest = plans[-1]
     with _journal_may_have(_ALL):  # staging is had beforehand, too
         trainer.block(min(longest.steps // 3, _LONGEST), min(longest.every, _LONGEST), False)
+    bare = trainer.bare_commits(folder / "bare", 16 * trial)
     for plan in plans:
         case = Case(plan.name(workload), ours=None)
-        copy = trainer.seconds_to_copy(plan.every)
         found: dict[str, list[dict[str, Any]]] = {}
         disks = []
         for turn in range(plan.rounds):
@@ -241,23 +246,24 @@ def training(folder: Path, workload: Workload, plans: list[Plan], trial: int) ->
             with _plain(trainer, plan, case):
                 for name in (_WAIT, _GO) if turn % 2 else (_GO, _WAIT):
                     found.setdefault(name, []).append(_alone(trainer, plan, name))
-                    trainer.settle()
+                    found.setdefault(_CEILING + name, []).append(_bare(trainer, bare, plan, name))
                     if plan.only_alone:
                         continue
                     beside = trainer.block(plan.steps, plan.every, name == _WAIT)
                     trainer.settle()  # and what a checkpoint took is known
                     found.setdefault(name + _BESIDE, []).append(beside)
-        _hold(case, found, disks, copy)
+        _hold(case, found, disks)
         if found[_GO][0]["going on"]:
-            _hold_going_on(case, found[_GO], disks, copy, 1 - plan.every / plan.steps)
+            _hold_going_on(case, found, disks, 1 - plan.every / plan.steps)
         yield case
         for rate in () if plan.only_alone else _RATES:
-            yield _held(trainer, plan, workload, rate, disks[-1], copy)
+            yield _held(trainer, bare, plan, workload, rate, disks[-1])
+    bare.close()
     _check(trainer)
 
 
 def _held(
-    trainer: Trainer, plan: Plan, workload: Workload, rate: float, disk: Disk, copy: float
+    trainer: Trainer, bare: BareCommits, plan: Plan, workload: Workload, rate: float, disk: Disk
 ) -> Case:
     """One round with a slower disk, without checkpoints."""
     case = Case(f"{plan.name(workload)}, disk held to {rate / 1e9:g} GB/s", ours=None)
@@ -265,8 +271,9 @@ def _held(
     with _plain(trainer, plan, case):
         for name in (_GO, _WAIT):
             found[name] = [_alone(trainer, plan, name, rate)]
+            found[_CEILING + name] = [_bare(trainer, bare, plan, name, rate)]
     held = min(rate, disk.again)  # what it takes for new files does not show: all of them are old
-    _hold(case, found, [Disk(held, held)], copy)
+    _hold(case, found, [Disk(held, held)])
     return case
 
 
@@ -290,44 +297,48 @@ def _alone(trainer: Trainer, plan: Plan, name: str, rate: float = 0.0) -> dict[s
             return trainer.block(plan.steps, plan.every, name == _WAIT)
 
 
-def _hold(
-    case: Case, found: dict[str, list[dict[str, Any]]], disks: list[Disk], copy: float
-) -> None:
-    """The seconds of each round; of blocks without checkpoints also what is allowed, and could be
-    reached.  `copy`: seconds for a byte of records."""
+def _bare(
+    trainer: Trainer, bare: BareCommits, plan: Plan, name: str, rate: float = 0.0
+) -> dict[str, Any]:
+    """The same with the least that a commit can be."""
+    with _journal_may_have(_ALL):
+        trainer.settle()
+        with held_to(rate) if rate else nullcontext():
+            block = trainer.bare_block(bare, plan.steps, plan.every, name == _WAIT)
+        trainer.settle()
+        return block
+
+
+def _hold(case: Case, found: dict[str, list[dict[str, Any]]], disks: list[Disk]) -> None:
+    """The seconds of each round; of blocks without checkpoints also what is allowed."""
     case.facts["disk MB/s, new file"] = [disk.new / 1e6 for disk in disks]
     case.facts["disk MB/s, again"] = [disk.again / 1e6 for disk in disks]
-    case.facts["copy of records in C, GB/s"] = 1e-9 / copy
     for name, blocks in found.items():
+        case.samples[name] = [one["seconds"] for one in blocks]
+        if name.startswith(_CEILING):
+            continue
         waiting = name in (_WAIT, _WAIT + _BESIDE)
         for one, plain in zip(blocks, found[_GO], strict=True):
             one["needed"] = min(one["needed"], plain["needed"]) if waiting else one["needed"]
-        case.samples[name] = [one["seconds"] for one in blocks]
         case.facts[name] = _facts(case, name, blocks, disks)
-        if name.endswith(_BESIDE):
-            continue
-        allowed, ceiling = [], []
-        for seconds, one, disk in zip(case.samples[_NONE], blocks, disks, strict=True):
-            size = one["needed"]
-            allowed.append(max(seconds, size / disk.new))
-            ceiling.append(max(seconds + size * copy, disk.seconds(size, one["again"])))
-        case.samples[_ALLOWED + name] = allowed
-        case.samples[_CEILING + name] = ceiling
+        if not name.endswith(_BESIDE):
+            case.samples[_ALLOWED + name] = [
+                max(seconds, one["needed"] / disk.new)
+                for seconds, one, disk in zip(case.samples[_NONE], blocks, disks, strict=True)
+            ]
 
 
 def _hold_going_on(
-    case: Case, blocks: list[dict[str, Any]], disks: list[Disk], copy: float, share: float
+    case: Case, found: dict[str, list[dict[str, Any]]], disks: list[Disk], share: float
 ) -> None:
     """The same for the part between the first commit and the last, with this share of the steps."""
-    name = _GO + _ON
+    name, blocks = _GO + _ON, found[_GO]
     case.samples[name] = [one["going on"] for one in blocks]
-    allowed, ceiling = [], []
-    for plain, one, disk in zip(case.samples[_NONE], blocks, disks, strict=True):
-        size = sum(one["sizes"][:-1])
-        allowed.append(max(share * plain, size / disk.new))
-        ceiling.append(max(share * plain + size * copy, disk.seconds(size, one["again"])))
-    case.samples[_ALLOWED + name] = allowed
-    case.samples[_CEILING + name] = ceiling
+    case.samples[_ALLOWED + name] = [
+        max(share * plain, sum(one["sizes"][:-1]) / disk.new)
+        for plain, one, disk in zip(case.samples[_NONE], blocks, disks, strict=True)
+    ]
+    case.samples[_CEILING + name] = [one["going on"] for one in found[_CEILING + _GO]]
 
 
 def _facts(
@@ -458,7 +469,7 @@ def run(settings: Settings) -> Iterator[Case]:
         disk.samples["before"], disk.samples["before, again"] = sequential_write(path / "x", size)
         # Several commits a block: what the last one writes has no step behind it to hide in.
         few = settings.rounds or 2
-        plans = [Plan(10, 200, rounds), Plan(100, 1000, rounds), Plan(1000, 3000, few)]
+        plans = [Plan(10, 200, rounds), Plan(100, 1000, rounds), Plan(1000, 4000, few)]
         if quick:
             plans = [Plan(5, 20, 2)]
         elif settings.long:
