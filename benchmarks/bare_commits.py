@@ -23,6 +23,15 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 
+def open_direct(path: Path) -> int:
+    """A new file's descriptor, past the page cache where the file system has that."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    try:
+        return os.open(path, flags | getattr(os, "O_DIRECT", 0))
+    except OSError:
+        return os.open(path, flags)
+
+
 class BareCommits:
     """Of `records` (rows, lanes), whose rows are a multiple of 32 bytes, on `threads` threads.
 
@@ -40,11 +49,7 @@ class BareCommits:
         self._writers = ThreadPoolExecutor(_WRITERS)
         self._finisher = ThreadPoolExecutor(1)
         self._running: Future[None] | None = None
-        flags = os.O_RDWR | os.O_CREAT
-        try:
-            self._fd = os.open(path, flags | getattr(os, "O_DIRECT", 0))
-        except OSError:
-            self._fd = os.open(path, flags)
+        self._fd = open_direct(path)
         os.posix_fallocate(self._fd, 0, self._size)
 
     def prepare(self, staging: NDArray[np.uint8]) -> None:

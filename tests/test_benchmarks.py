@@ -10,8 +10,10 @@ from click.testing import CliRunner
 
 from benchmarks import ceilings, comparison, harness, report, targets
 from benchmarks.__main__ import SUITES, cli
+from benchmarks.bare_commits import CHUNK, BareCommits
 from benchmarks.ceilings import Ceilings, Room
 from benchmarks.workloads import Workload, dlrm_counts
+from sparse_embed.storage.fresh_memory import fresh_memory
 
 
 def test_gate_refuses_what_disagrees():
@@ -89,6 +91,31 @@ def test_ceilings_agree_in_c_and_numba(has_compiler, monkeypatch):
     first = np.average(records[rows[:2], :8], axis=0, weights=weights[:2])
     assert found[0] == pytest.approx(first, abs=1e-5)
     assert not found[1].any()
+
+
+@pytest.mark.parametrize("has_compiler", [True, False])
+def test_bare_commits_write_the_records(has_compiler, monkeypatch, tmp_path):
+    """Chunk by chunk from the start of the file on, and from its start again behind its end."""
+    if has_compiler and ceilings.language() == "Numba":
+        pytest.skip("no C compiler")
+    if not has_compiler:
+        monkeypatch.setattr(ceilings, "_library", lambda dim: None)
+    records = np.random.default_rng(0).standard_normal((40_000, 192)).astype(np.float32)
+    bare = BareCommits(tmp_path / "bare", 4 * CHUNK, records, threads=2)
+    staging = np.frombuffer(fresh_memory(bare.room(30_000)), np.uint8)
+    bare.prepare(staging)
+    first, second = np.arange(0, 40_000, 2), np.arange(1, 40_000, 4)  # two chunks and one
+    last = second[::-1].copy()
+    bare.commit(first, staging, wait=False)
+    bare.commit(second, staging, wait=True)
+    bare.commit(second, staging, wait=False)
+    bare.commit(last, staging, wait=False)
+    bare.close()
+    data, a_chunk = (tmp_path / "bare").read_bytes(), CHUNK // (192 * 4 * 32) * 32
+    expected = (last, first[a_chunk:], second, second)
+    for at, rows in enumerate(expected):
+        wanted = records[rows].tobytes()
+        assert data[at * CHUNK :][: len(wanted)] == wanted
 
 
 def test_the_published_histogram_is_followed():

@@ -11,7 +11,8 @@ took.
 
 "ceiling: X" is the same block with commits that do nothing but copy the changed records, by a
 kernel in C, write and sync them (bare_commits.py): records that training changes must be copied
-before it goes on, and writing takes memory's time and the processors' from training.
+before it goes on, and writing takes memory's time and the processors' from training.  It needs
+16 GiB of disk.
 
 "disk held to": the same on a slower disk, by writes that are held back; no checkpoint runs beside.
 
@@ -39,7 +40,7 @@ import numpy as np
 
 import sparse_embed as se
 from benchmarks import tables
-from benchmarks.bare_commits import BareCommits
+from benchmarks.bare_commits import CHUNK, BareCommits, open_direct
 from benchmarks.harness import Case, Disagreement, Settings
 from benchmarks.held_back import held_to
 from benchmarks.workloads import Workload, zipf_rows
@@ -48,7 +49,6 @@ from sparse_embed.storage.checkpoint import Fold
 from sparse_embed.storage.fresh_memory import fresh_memory
 
 ABOUT = "training with a commit every n steps; commit against table size; recovery"
-CHUNK = 8 << 20
 _BATCHES = 500  # distinct ones; longer blocks go round
 _LONGEST = 1000  # steps without commits; the time of a longer block is a multiple
 _NONE, _WAIT, _GO = "no commits", "commit()", "commit(wait=False)"
@@ -56,6 +56,7 @@ _BESIDE, _ON = ", checkpoints beside", ", going on"
 _ALLOWED, _CEILING = "allowed for ", "ceiling: "
 _RATES = (0.5e9, 1e9)  # bytes a second that the disk is held to
 _ALL = 1 << 50
+_BARE = 16  # times what the disk is measured with is the file of bare commits
 
 
 @contextmanager
@@ -82,11 +83,7 @@ def sequential_write(path: Path, size: int) -> tuple[list[float], list[float]]:
     file, and over it again."""
     memory = fresh_memory(CHUNK)
     memory.write(np.random.default_rng(0).bytes(CHUNK))
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-    try:
-        fd = os.open(path, flags | getattr(os, "O_DIRECT", 0))
-    except OSError:
-        fd = os.open(path, flags)
+    fd = open_direct(path)
     passes: tuple[list[float], list[float]] = ([], [])
     try:
         os.posix_fallocate(fd, 0, size)
@@ -235,7 +232,7 @@ def training(folder: Path, workload: Workload, plans: list[Plan], trial: int) ->
     longest = plans[-1]
     with _journal_may_have(_ALL):  # staging is had beforehand, too
         trainer.block(min(longest.steps // 3, _LONGEST), min(longest.every, _LONGEST), False)
-    bare = trainer.bare_commits(folder / "bare", 16 * trial)
+    bare = trainer.bare_commits(folder / "bare", _BARE * trial)
     for plan in plans:
         case = Case(plan.name(workload), ours=None)
         found: dict[str, list[dict[str, Any]]] = {}
